@@ -1,0 +1,182 @@
+"""A `LeptonTrainingJob` as plain, typed data: read once from the API's JSON, never changed.
+
+The CRD's schema and CEL rules have checked what arrives here; `JobError` is for what they cannot see (an object written before an upgrade,
+a rule switched off) and becomes the condition Accepted=False.
+"""
+
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+AUTO = "auto"
+Json = dict[str, Any]
+
+
+class JobError(ValueError):
+    """The job cannot be served; `args[0]` tells the user where it is wrong and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogPattern:
+    name: str  # loss, step, samples, tokens, samples_per_second, ...
+    pattern: str  # a linear-time regular expression with one group
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    image: str  # empty: the operator's default
+    command: tuple[str, ...]
+    args: tuple[str, ...] = ()
+    env: tuple[Json, ...] = ()
+    env_from: tuple[Json, ...] = ()
+    working_dir: str = ""
+    code_config_map: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    replicas: int
+    min_replicas: int
+    procs: int  # per worker, `auto` resolved
+    resources: Json = field(default_factory=dict)
+    shared_memory: str = ""
+    template: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    claim_name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    max_restarts: int
+    window_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`status` is the JSON as observed; `status.Status` reads it."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: str
+    created: float
+    deleting: bool
+    trainer: Trainer
+    workers: Workers
+    checkpoint: Checkpoint | None
+    recovery: Recovery
+    from_logs: tuple[LogPattern, ...]
+    intra_job_communication: bool
+    status: Json
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+DEFAULT_MAX_RESTARTS = 10
+DEFAULT_WINDOW_SECONDS = 3600.0
+DEFAULT_SHARED_MEMORY = ""
+ACCELERATORS = ("nvidia.com/gpu", "amd.com/gpu")
+MIG_PREFIX = "nvidia.com/mig-"
+
+
+def read_job(body: Json) -> Job:
+    """The typed job of an API object (a dict as the API server or a manifest file gives it). Raises `JobError`."""
+    meta, spec = body.get("metadata") or {}, body.get("spec") or {}
+    trainer, workers = spec.get("trainer") or {}, spec.get("workers") or {}
+    if not trainer.get("command"):
+        raise JobError("spec.trainer.command is missing: write the command that starts one rank, e.g. [python, train.py]")
+    replicas = _count(workers.get("replicas", 1), "spec.workers.replicas")
+    minimum = _count(workers.get("minReplicas", replicas), "spec.workers.minReplicas")
+    if minimum > replicas:
+        raise JobError(f"spec.workers.minReplicas is {minimum}, above spec.workers.replicas {replicas}: lower it, or raise replicas")
+    checkpoint = spec.get("checkpoint")
+    recovery = spec.get("recovery") or {}
+    name = str(meta.get("name", ""))
+    return Job(
+        namespace=str(meta.get("namespace", "default")),
+        name=name,
+        uid=str(meta.get("uid", "")),
+        generation=int(meta.get("generation", 1)),
+        resource_version=str(meta.get("resourceVersion", "")),
+        created=parse_time(meta.get("creationTimestamp", "")),
+        deleting=bool(meta.get("deletionTimestamp")),
+        trainer=Trainer(
+            image=str(trainer.get("image", "")),
+            command=tuple(trainer["command"]),
+            args=tuple(trainer.get("args") or ()),
+            env=tuple(trainer.get("env") or ()),
+            env_from=tuple(trainer.get("envFrom") or ()),
+            working_dir=str(trainer.get("workingDir", "")),
+            code_config_map=str(((trainer.get("code") or {}).get("configMap")) or ""),
+        ),
+        workers=Workers(
+            replicas=replicas,
+            min_replicas=minimum,
+            procs=procs_per_worker(workers),
+            resources=workers.get("resources") or {},
+            shared_memory=str(workers.get("sharedMemory", DEFAULT_SHARED_MEMORY)),
+            template=workers.get("template") or {},
+        ),
+        checkpoint=Checkpoint(str(checkpoint.get("claimName", "")), str(checkpoint.get("path") or name)) if checkpoint else None,
+        recovery=Recovery(
+            max_restarts=int(recovery.get("maxRestarts", DEFAULT_MAX_RESTARTS)),
+            window_seconds=parse_duration(str(recovery["window"])) if "window" in recovery else DEFAULT_WINDOW_SECONDS,
+        ),
+        from_logs=tuple(LogPattern(str(e["name"]), str(e["pattern"])) for e in (spec.get("metrics") or {}).get("fromLogs") or ()),
+        intra_job_communication=bool(spec.get("intraJobCommunication", False)),
+        status=body.get("status") or {},
+    )
+
+
+def procs_per_worker(workers: Json) -> int:
+    """Processes of one worker: as written, else the accelerators that its pod asks for (`auto`), else 1."""
+    wanted = workers.get("procsPerWorker", AUTO)
+    if wanted != AUTO:
+        return _count(int(wanted), "spec.workers.procsPerWorker")
+    return max(1, accelerators(workers.get("resources") or {}))
+
+
+def accelerators(resources: Json) -> int:
+    """GPUs (whole, or MIG slices) in a container's resources."""
+    asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+    return sum(int(quantity) for name, quantity in asked.items() if name in ACCELERATORS or name.startswith(MIG_PREFIX))
+
+
+def _count(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise JobError(f"{where} is {value!r}: write a whole number of at least 1")
+    return value
+
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as `90s`, `15m`, `1h30m`. Raises `JobError`."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise JobError(f"{text!r} is not a duration: write for example 90s, 15m or 1h30m")
+    return sum(float(number) * UNITS[unit] for number, unit in parts)
+
+
+def parse_time(text: str) -> float:
+    """Unix seconds of an RFC 3339 time; 0.0 for an empty one."""
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def format_time(seconds: float) -> str:
+    """RFC 3339 with seconds, as metav1.Time is written."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def format_micro_time(seconds: float) -> str:
+    """RFC 3339 with microseconds, as metav1.MicroTime is written."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
