@@ -58,7 +58,8 @@ def train(config: TaskConfig) -> Result:
 
 def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     settings = config.training
-    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(True)
     task = ranks.together(lambda: tasks.build(config))
     torch.manual_seed(settings.seed)
     model = task.model()
