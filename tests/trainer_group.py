@@ -19,7 +19,9 @@ from typing import Any
 PATIENCE = 120.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["lepton_trainer.train.loop", "lepton_trainer.train.tasks.language_modeling", "torch._dynamo"])
+_context.set_forkserver_preload(
+    ["lepton_trainer.train.loop", "lepton_trainer.train.tasks.language_modeling", "torch._dynamo", "sklearn.datasets"]
+)
 
 
 class Group:

@@ -62,7 +62,7 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_bits(text: Path, tmp_path:
     assert runs.losses(tmp_path / "undisturbed") == runs.losses(tmp_path / "killed")
 
 
-def test_killed_and_resized_each_sample_is_committed_once_per_epoch(text: Path, tmp_path: Path) -> None:
+def test_killed_and_resized_each_sample_is_committed_once_per_epoch(tmp_path: Path) -> None:
     config = runs.language(
         text, tmp_path, training={"steps": 0, "epochs": 2.0, "globalBatch": 61}, checkpoint={"everySteps": 3, "keep": 100}
     )

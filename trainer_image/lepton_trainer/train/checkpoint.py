@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -281,8 +282,11 @@ class Checkpointer:
                 for file in sorted(folder.glob(f"__{self.rank}_*")) + ([folder / ".metadata"] if self.rank == 0 else []):
                     files[file.name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
                 self.storage.publish(point.path, list(files))
-            except Exception as error:  # a full disk and a lost endpoint show in many ways
+            except (Exception, CheckpointException) as error:  # a full disk and a lost endpoint show in many ways
                 problem = _short(error)
+                free, needed = self.storage.free(), sum(t.numel() * t.element_size() for t in tensors.values())
+                if free is not None and free < needed:
+                    problem += f" ({free / 1e6:,.1f} MB free, {needed / 1e6:,.1f} MB needed)"
             everyone = ranks.gather((files, problem), self.group)
             problem = next((text for _, text in everyone if text), "")
             if not problem:

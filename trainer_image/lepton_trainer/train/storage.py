@@ -43,6 +43,8 @@ class Storage(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove a file or a directory with all that is in it; missing is fine."""
+    def free(self) -> int | None:
+        """Bytes that can still be written; None where there is no such limit."""
 
 
 class LocalStorage:
@@ -108,6 +110,9 @@ class LocalStorage:
             shutil.rmtree(target, ignore_errors=True)
         else:
             target.unlink(missing_ok=True)
+
+    def free(self) -> int | None:
+        return shutil.disk_usage(self.base).free
 
 
 class RemoteStorage:
@@ -177,6 +182,9 @@ class RemoteStorage:
     def delete(self, path: str) -> None:
         if self.files.exists(self._full(path)):
             self.files.rm(self._full(path), recursive=True)
+
+    def free(self) -> int | None:
+        return None
 
 
 def open_storage(path: str) -> Storage:
