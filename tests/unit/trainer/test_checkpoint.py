@@ -165,14 +165,16 @@ def test_a_real_full_disk_is_named_with_what_is_free_and_what_is_needed(tmp_path
         pytest.skip("mounting a small disk needs root; another test has a file size limit instead")
     try:
         run = Run(disk).saved(10)
-        run.tensors["model.weight"] = torch.zeros(256, 256)
+        filler = disk / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
         run.save(20)
-        run.checkpoints.close()
-        assert run.kinds() == ["CheckpointSaved", "CheckpointFailed"] and "MB free, 0.3 MB needed" in run.events[1][1]
+        run.checkpoints.wait()
+        assert run.kinds() == ["CheckpointSaved", "CheckpointFailed"] and "MB free, 0.0 MB needed" in run.events[1][1]
         assert not list(disk.glob("gen-*/step-000000020"))
-        assert Run(disk).checkpoints.restore({"model.weight": torch.zeros(64, 32), "optimizer.weight.step": torch.zeros(())}) == {
-            "step": 10
-        }
+        filler.unlink()
+        run.save(30)
+        run.checkpoints.close()
+        assert Run(disk).resume() == {"step": 30}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
