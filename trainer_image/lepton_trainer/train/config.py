@@ -263,7 +263,7 @@ class ImageClassification(Section):
             raise ValueError(f"data.path is missing: source {self.data.source} needs the directory of its files")
         if self.parallelism.tensor > 1 or self.parallelism.pipeline > 1:
             raise ValueError("parallelism.tensor and parallelism.pipeline must be 1 here: the CNN has no such layout; use ddp or fsdp")
-        _check_optimizer(self.optimizer, self.parallelism)
+        _check_layout(self.optimizer, self.parallelism)
         return self
 
 
@@ -285,11 +285,13 @@ class LanguageModeling(Section):
             raise ValueError(f"data.path is missing: source {self.data.source} needs the directory of its files")
         if self.data.source == "tokens" and self.data.token_bytes == 2 and self.data.vocabulary > 65_536:
             raise ValueError("data.tokenBytes is 2, which holds 65536 tokens at most: write 4, or a smaller vocabulary")
-        _check_optimizer(self.optimizer, self.parallelism)
+        _check_layout(self.optimizer, self.parallelism)
         return self
 
 
-def _check_optimizer(optimizer: Optimizer, parallelism: Parallelism) -> None:
+def _check_layout(optimizer: Optimizer, parallelism: Parallelism) -> None:
+    if parallelism.pipeline > 1 and (parallelism.strategy == "fsdp" or parallelism.tensor > 1):
+        raise ValueError("parallelism.pipeline goes with data parallelism alone: write strategy ddp and tensor 1 beside it")
     if optimizer.name == "muon" and (parallelism.strategy == "fsdp" or parallelism.tensor > 1):
         raise ValueError("optimizer.name muon needs whole matrices: use it with strategy ddp and tensor 1, or use adamw")
 

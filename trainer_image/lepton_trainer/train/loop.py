@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepton_trainer.train import optim, parallel, ranks, schedule, tasks
+from lepton_trainer.train import optim, parallel, pipeline, ranks, schedule, tasks
 from lepton_trainer.train.checkpoint import Checkpointer
 from lepton_trainer.train.config import ImageClassification, TaskConfig
 from lepton_trainer.train.data.feed import Batch, Feed
 from lepton_trainer.train.data.order import portions, share
 from lepton_trainer.train.errors import NonFiniteLoss, UserError
 from lepton_trainer.train.parallel import Engine
+from lepton_trainer.train.pipeline import PipelineEngine
 from lepton_trainer.train.ranks import Place
 from lepton_trainer.train.reporting import Journal, Stopping, checkpoint_dir
 from lepton_trainer.train.throughput import Throughput, peak_of
@@ -68,9 +69,14 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     memory = torch.cuda.get_device_properties(place.device).total_memory if place.device.type == "cuda" else 0
     layout = parallel.layout(config.parallelism, place.world, sum(p.numel() for p in model.parameters()), memory)
     end = settings.steps * settings.global_batch if settings.steps else max(round(settings.epochs * task.size), 1)
-    total_steps = math.ceil(end / settings.global_batch)
     example, _ = task.test_batch(0, 1)
-    engine = Engine(model, layout, place, task.loss, example, _autocast(settings.precision, place), settings.compile)
+    micro_batch = pipeline.micro_batch(settings, layout) if layout.pipeline > 1 else settings.micro_batch
+    if layout.pipeline > 1:  # whose micro-batches are all of one size
+        end = max(end // settings.global_batch, 1) * settings.global_batch
+    total_steps = math.ceil(end / settings.global_batch)
+    engine = (PipelineEngine if layout.pipeline > 1 else Engine)(
+        model, layout, place, task.loss, example, _autocast(settings.precision, place), settings.compile
+    )
     optimizers = optim.build(config.optimizer, engine.model)
     optim.create_state(optimizers)
     average = optim.Average(engine.named, settings.ema) if settings.ema else None
@@ -90,7 +96,7 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     facts = checkpoints.restore(tensors) or {"step": 0, "consumed": 0, "best": None, "worse": 0}
     step, consumed, best, worse = facts["step"], facts["consumed"], facts["best"], facts["worse"]
     journal.resume(step)
-    ledger = _ledger(config, output, place, checkpoints.generation)
+    ledger = _ledger(config, output, engine, checkpoints.generation)
     if place.rank == 0:
         for note in task.notes:
             journal.event("Data", note)
@@ -108,7 +114,7 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
             # One optimiser step over one global batch.
             factor = schedule.factor(config.schedule, step, total_steps)
             optim.set_rate(optimizers, factor)
-            passes, most = portions(batch.count, settings.micro_batch, layout.data)
+            passes, most = portions(batch.count, micro_batch, layout.data)
             loss = engine.accumulate(batch.inputs, batch.targets, passes, most, float(batch.count * task.units))
             engine.reduce(len(batch.indices), batch.count)
             step, previous, consumed = step + 1, consumed, batch.stop
@@ -243,12 +249,12 @@ def out_of_memory(config: TaskConfig, place: Place, error: BaseException) -> Use
     )
 
 
-def _ledger(config: TaskConfig, output: Path, place: Place, generation: int) -> Any:
+def _ledger(config: TaskConfig, output: Path, engine: Engine, generation: int) -> Any:
     """A function that notes which samples a step used, or one that does nothing."""
-    if not config.output.ledger:
+    if not config.output.ledger or not engine.leads:
         return lambda step, batch: None
     output.mkdir(parents=True, exist_ok=True)
-    stream = (output / f"ledger-gen-{generation}-rank-{place.rank}.jsonl").open("a", buffering=1)
+    stream = (output / f"ledger-gen-{generation}-rank-{engine.place.rank}.jsonl").open("a", buffering=1)
 
     def note(step: int, batch: Batch) -> None:
         row = {"generation": generation, "step": step, "epochs": batch.epochs.tolist(), "samples": batch.indices.tolist()}

@@ -1,8 +1,8 @@
 """Parallelism, applied to a plain model from outside.
 
-The world is a grid data x tensor. With data parallelism alone the model is wrapped in DDP, or sharded by FSDP2. Tensor parallelism
-splits the matrices of a transformer (Shoeybi et al., 2019) and may stand beside either. Whatever the layout is, `accumulate` leaves
-the gradient of the mean loss over the global batch, so the optimiser cannot tell.
+The world is a grid data x tensor, or pipeline x data (see `pipeline.py`). With data parallelism alone the model is wrapped in DDP, or
+sharded by FSDP2. Tensor parallelism splits the matrices of a transformer (Shoeybi et al., 2019) and may stand beside either. Whatever
+the layout is, `accumulate` leaves the gradient of the mean loss over the global batch, so the optimiser cannot tell.
 """
 
 from __future__ import annotations
@@ -58,10 +58,6 @@ def layout(settings: Parallelism, world: int, parameters: int, memory: int) -> L
     data = world // inner
     too_large = memory > 0 and 16 * parameters / inner > 0.6 * memory
     sharded = settings.strategy == "fsdp" or (settings.strategy == "auto" and too_large)
-    if settings.pipeline > 1 and settings.strategy == "fsdp":
-        raise UserError(
-            "fsdp and pipeline do not go together here", where="parallelism", instead="Use ddp with pipeline, or fsdp with tensor"
-        )
     return Layout(data, settings.tensor, settings.pipeline, sharded and data > 1 and settings.pipeline == 1)
 
 
@@ -81,8 +77,21 @@ class Engine:
         self.example = example.to(place.device)
         self.autocast = autocast
         self.model = model.to(place.device)
-        self.data_rank, self.data_group = place.rank // chosen.tensor, None
+        self.data_rank = place.rank // chosen.tensor
+        self.data_group: dist.ProcessGroup | None = None
         self.data_mesh: DeviceMesh | None = None
+        self.forward: nn.Module = self.model
+        self.replicated = False
+        self._divide(compiled)
+        self.named = dict(self.model.named_parameters())
+        self.buffers = {name: t for name, t in self.model.state_dict().items() if name not in self.named}
+        self._moving = [t for t in self.buffers.values() if t.is_floating_point()]
+        # DDP and FSDP average over the processes; where this module adds up itself, it sums.
+        self._averages = 1 if self.replicated else chosen.data
+
+    def _divide(self, compiled: bool) -> None:
+        """Apply the layout to the model."""
+        chosen, place = self.layout, self.place
         if chosen.tensor > 1:
             mesh = init_device_mesh(place.device.type, (chosen.data, chosen.tensor), mesh_dim_names=("data", "tensor"))
             self.data_mesh = mesh["data"]
@@ -93,10 +102,10 @@ class Engine:
         if compiled:
             for block in blocks(self.model):
                 block.compile()
-        self.forward: nn.Module = self.model
-        self.replicated = False
         if chosen.sharded:
-            policy = MixedPrecisionPolicy(param_dtype=autocast, reduce_dtype=torch.float32) if autocast else MixedPrecisionPolicy()
+            policy = (
+                MixedPrecisionPolicy(param_dtype=self.autocast, reduce_dtype=torch.float32) if self.autocast else MixedPrecisionPolicy()
+            )
             for block in blocks(self.model):
                 fully_shard(block, mesh=self.data_mesh, mp_policy=policy)
             fully_shard(self.model, mesh=self.data_mesh, mp_policy=policy)
@@ -104,11 +113,11 @@ class Engine:
             self.forward = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
         else:
             self.replicated = chosen.data > 1
-        self.named = dict(self.model.named_parameters())
-        self.buffers = {name: t for name, t in self.model.state_dict().items() if name not in self.named}
-        self._moving = [t for t in self.buffers.values() if t.is_floating_point()]
-        # DDP and FSDP average over the processes; where this module adds up itself, it sums.
-        self._averages = 1 if self.replicated else chosen.data
+
+    @property
+    def leads(self) -> bool:
+        """True on one process of those that compute the same samples."""
+        return self.place.rank % self.layout.tensor == 0
 
     def accumulate(self, inputs: Tensor, targets: Tensor, passes: int, most: int, units: float) -> Tensor:
         """Compute this process's share of a global batch and leave the gradient of the mean loss in the parameters.

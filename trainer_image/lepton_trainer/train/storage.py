@@ -43,6 +43,7 @@ class Storage(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove a file or a directory with all that is in it; missing is fine."""
+
     def free(self) -> int | None:
         """Bytes that can still be written; None where there is no such limit."""
 
