@@ -25,7 +25,7 @@ lock: ## resolve the dependencies anew (after a change of pyproject.toml)
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	$(UV_COMPILE) --extra operator --extra trainer --extra dev -o requirements/dev.lock; \
 	$(UV_COMPILE) --extra operator -c requirements/dev.lock -o requirements/operator.lock; \
-	$(UV_COMPILE) --extra trainer -c requirements/dev.lock --no-emit-package torch -o requirements/trainer.lock
+	$(UV_COMPILE) --extra trainer-image -c requirements/dev.lock -o requirements/trainer.lock
 
 lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

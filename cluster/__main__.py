@@ -1,12 +1,14 @@
 """The command line: `python3 -m cluster up`, `down`, `status`, and so on; see `--help`."""
 
 import argparse
+import os
 import sys
 import time
 
-from cluster import embedded, teardown
-from cluster.places import KUBECONFIG, locked
+from cluster import images, substrate
+from cluster.places import locked
 from cluster.terminal import Refused, say
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m cluster", description="A real Kubernetes for development and tests, and our images in it.")
@@ -14,11 +16,14 @@ def main() -> int:
     arguments = parser.parse_args()
     started = time.monotonic()
     try:
-        with locked("cluster"):
-            if arguments.command == "up":
-                embedded.up()
-            else:
-                teardown.down()
+        if arguments.command == "images":
+            print(images.load())
+        else:
+            with locked("cluster"):
+                if arguments.command == "up":
+                    substrate.up()
+                else:
+                    substrate.down()
     except Refused as refusal:
         say(f"cluster: {refusal}")
         return 1

@@ -130,15 +130,21 @@ def strays() -> list[Process]:
 def alive(process: Process) -> bool:
     """Whether that very process runs; a zombie that waits to be reaped does not."""
     try:
-        return start_time(process.pid) == process.started and Path(f"/proc/{process.pid}/cmdline").read_bytes() != b""
+        state, started = _stat(process.pid)
+        return started == process.started and state not in "ZX"
     except OSError:
         return False
 
 
 def start_time(pid: int) -> int:
     """When the kernel started the process, in clock ticks after boot. Raises OSError when there is none."""
+    return _stat(pid)[1]
+
+
+def _stat(pid: int) -> tuple[str, int]:
     # The second field is the program's name in parentheses and may itself hold spaces and parentheses.
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[19])
 
 
 def _record(name: str) -> tuple[Process | None, str]:
