@@ -15,7 +15,7 @@ RUN (python3 -m venv /opt/lepton/venv || python3 -m venv --clear --without-pip -
  && chmod 0755 /opt/lepton/venv/bin/lepton-operator \
  && (grep -q '^lepton:' /etc/passwd || echo 'lepton:x:65532:65532::/home/lepton:/usr/sbin/nologin' >> /etc/passwd) \
  && install -d -o 65532 -g 65532 /home/lepton
-COPY trainer_image/lepton_trainer/__init__.py trainer_image/lepton_trainer/report.py /opt/lepton/app/lepton_trainer/
+COPY trainer_image/lepton_trainer/*.py /opt/lepton/app/lepton_trainer/
 COPY trainer_image/lepton_trainer/protocol /opt/lepton/app/lepton_trainer/protocol/
 COPY trainer_image/lepton_trainer/agent /opt/lepton/app/lepton_trainer/agent/
 COPY operator/lepton_operator /opt/lepton/app/lepton_operator/
