@@ -65,9 +65,9 @@ def write_all() -> bool:
     for authority in ("ca", "front-proxy-ca"):
         if _expires_soon(PKI / f"{authority}.crt"):
             _key(PKI / f"{authority}.key")
-            subject = f"/CN=lepton-{authority}"
-            extensions = ["-addext", "keyUsage=critical,digitalSignature,keyCertSign,cRLSign"]
-            _openssl("req", "-x509", "-new", "-key", f"{authority}.key", "-days", "3650", "-subj", subject, *extensions, "-out", f"{authority}.crt")
+            usage = ["-addext", "keyUsage=critical,digitalSignature,keyCertSign,cRLSign"]
+            subject = ["-subj", f"/CN=lepton-{authority}", *usage]
+            _openssl("req", "-x509", "-new", "-key", f"{authority}.key", "-days", "3650", *subject, "-out", f"{authority}.crt")
             for identity in IDENTITIES:
                 (PKI / f"{identity.file}.crt").unlink(missing_ok=True)
             made = True
@@ -129,9 +129,12 @@ def _expires_soon(certificate: Path) -> bool:
     if not certificate.exists():
         return True
     seconds = RENEW_BEFORE_DAYS * 86400
-    return subprocess.run(
-        ["openssl", "x509", "-checkend", str(seconds), "-noout", "-in", certificate], capture_output=True, check=False
-    ).returncode != 0
+    return (
+        subprocess.run(
+            ["openssl", "x509", "-checkend", str(seconds), "-noout", "-in", certificate], capture_output=True, check=False
+        ).returncode
+        != 0
+    )
 
 
 def _openssl(*arguments: str) -> None:

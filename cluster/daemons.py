@@ -50,10 +50,10 @@ class Daemon:
 
 def start(daemon: Daemon) -> int:
     """Start the daemon unless it runs just so already; returns its pid."""
-    process, fingerprint = _record(daemon.name)
-    if process and alive(process):
+    recorded, fingerprint = _record(daemon.name)
+    if recorded and alive(recorded):
         if fingerprint == daemon.fingerprint():
-            return process.pid
+            return recorded.pid
         stop([daemon.name])
     LOGS.mkdir(parents=True, exist_ok=True)
     RECORDS.mkdir(parents=True, exist_ok=True)
@@ -76,8 +76,13 @@ def start(daemon: Daemon) -> int:
 
 def running(name: str) -> bool:
     """Whether the daemon of this name runs."""
-    process, _ = _record(name)
-    return process is not None and alive(process)
+    return process(name) is not None
+
+
+def process(name: str) -> Process | None:
+    """The living process of the daemon of this name."""
+    found, _ = _record(name)
+    return found if found and alive(found) else None
 
 
 def require_running(names: Iterable[str]) -> None:
@@ -92,7 +97,7 @@ def require_running(names: Iterable[str]) -> None:
 def stop(names: Iterable[str], grace: float = 5) -> None:
     """End the daemons together: SIGTERM, and SIGKILL for those that are still there after `grace` seconds."""
     names = tuple(names)
-    terminate([process for process, _ in map(_record, names) if process], grace)
+    terminate([recorded for recorded, _ in map(_record, names) if recorded], grace)
     for name in names:
         (RECORDS / name).unlink(missing_ok=True)
 
@@ -118,12 +123,12 @@ def names() -> list[str]:
 def strays() -> list[Process]:
     """Processes of the cluster, whether or not there is a record of them: our programs with a path of our state in the command line."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            program, *arguments = Path("/proc", pid, "cmdline").read_bytes().decode(errors="replace").split("\0")
+            program, *arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
             ours = program.startswith(f"{TOOLS}/") or Path(program).name.startswith("containerd") or "cluster.volumes" in arguments
             if ours and any(f"{STATE}/" in argument for argument in arguments):
-                found.append(Process(int(pid), start_time(int(pid))))
+                found.append(Process(int(folder.name), start_time(int(folder.name))))
     return found
 
 

@@ -40,17 +40,21 @@ def up() -> None:
         wait_until("the API server answers", lambda: _all_run(names) and api.ready(), 60)
         wait_until("containerd answers", lambda: _all_run(names) and _ctr("version"), 30)
         pause.require_image()
-    with step("controller manager, scheduler, kubelet, kube-proxy, CoreDNS"):
+    with step("controllers, scheduler, kubelet, kube-proxy, CoreDNS"):
         for daemon in components:
             daemons.start(daemon)
         names += [daemon.name for daemon in components]
         wait_until("the node is Ready", lambda: _all_run(names) and _node_ready(api), 60)
-    with step(f"cluster DNS, {FAKE_GPUS} fake GPUs"):
+    with step(f"cluster DNS, storage class, {FAKE_GPUS} fake GPUs"):
         objects.apply_all(api)
         wait_until("the node has its fake GPUs", lambda: _fake_gpus(api), 20)
     with step("first namespace takes pods"):
-        for path in ("serviceaccounts/default", "configmaps/kube-root-ca.crt"):
-            wait_until(f"namespace default has {path}", lambda path=path: api.get(f"/api/v1/namespaces/default/{path}") is not None, 30)
+        namespace = "/api/v1/namespaces/default"
+        wait_until(
+            "the namespace has its service account and its certificates",
+            lambda: all(api.get(f"{namespace}/{path}") for path in ("serviceaccounts/default", "configmaps/kube-root-ca.crt")),
+            30,
+        )
 
 
 def is_up() -> bool:
@@ -77,7 +81,9 @@ def _forget_an_earlier_boot() -> None:
 
 def _refuse_a_foreign_kubelet() -> None:
     if teardown.pod_cgroups():
-        raise Refused("another Kubernetes node runs on this machine (there are `kubepods` cgroups); name its kubeconfig in LEPTON_KUBECONFIG")
+        raise Refused(
+            "another Kubernetes node runs on this machine (there are `kubepods` cgroups); name its kubeconfig in LEPTON_KUBECONFIG"
+        )
 
 
 def _network() -> None:

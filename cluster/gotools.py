@@ -50,7 +50,10 @@ def tool(name: str) -> Path:
     path = TOOLS / f"{name}-{command.version}" / name
     with locked(f"build-{name}"):
         if not path.exists():
-            with step(f"building {name} {command.version} (about {command.minutes:g} min, once)", long=True), _scratch(path.parent) as folder:
+            with (
+                step(f"building {name} {command.version} (about {command.minutes:g} min, once)", long=True),
+                _scratch(path.parent) as folder,
+            ):
                 tags = ["-tags", command.tags] if command.tags else []
                 _go(["install", "-trimpath", "-ldflags", "-s -w", *tags, f"{command.package}@{command.version}"], GOBIN=str(folder))
     return path

@@ -3,14 +3,12 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import tomllib
-from pathlib import Path
 
-from cluster import bases, embedded, machine, oci, substrate
+from cluster import bases, machine, oci, substrate
 from cluster.places import CHECKOUT, LAYOUT, STATE, locked
-from cluster.terminal import Refused, say, step
+from cluster.terminal import Refused, step
 
 SOURCES = {
     "operator": ("Dockerfile", ".dockerignore", "requirements/operator.lock", "operator/lepton_operator", "trainer_image/lepton_trainer"),

@@ -1,5 +1,6 @@
 """The Kubernetes objects that make the embedded cluster whole: its DNS and its storage class."""
 
+from cluster import volumes
 from cluster.addresses import BRIDGE_ADDRESS, DNS_PORT, SERVICE_DNS
 from cluster.api import Api, Object
 
@@ -44,6 +45,7 @@ def apply_all(api: Api) -> None:
         "endpoints": [{"addresses": [BRIDGE_ADDRESS], "conditions": {"ready": True}}],
         "ports": [{"name": port, "port": DNS_PORT, "protocol": protocol} for port, protocol in DNS_PORTS],
     }
+    api.apply(f"/apis/storage.k8s.io/v1/storageclasses/{volumes.CLASS}", volumes.STORAGE_CLASS)
     api.apply(f"{RBAC}/clusterroles/{name}", role)
     api.apply(f"{RBAC}/clusterrolebindings/{name}", binding)
     api.apply("/api/v1/namespaces/kube-system/services/kube-dns", service)

@@ -1,6 +1,7 @@
 """The configuration files and command lines of the embedded cluster's components, each with the reason for what is not a default."""
 
 import json
+import sys
 from pathlib import Path
 
 from cluster.addresses import (
@@ -18,13 +19,14 @@ from cluster.addresses import (
 from cluster.certificates import PKI, kubeconfig
 from cluster.daemons import Daemon
 from cluster.machine import CNI_PLUGINS
-from cluster.places import AUDIT_LOG, STATE
+from cluster.places import AUDIT_LOG, CHECKOUT, STATE
 
 CONFIG = STATE / "config"
 CONTAINERD = STATE / "containerd"
 CONTAINERD_SOCKET = CONTAINERD / "containerd.sock"
 KUBELET = STATE / "kubelet"
 POD_LOGS = STATE / "pod-logs"
+VOLUMES = STATE / "volumes"
 PAUSE_IMAGE = "docker.io/lepton/pause:1"
 CNI_NETWORK = "lepton"
 
@@ -119,6 +121,7 @@ PROXY_CONFIG = {
     "clientConnection": {"kubeconfig": str(kubeconfig("kube-proxy"))},
     "mode": "iptables",
     "hostnameOverride": NODE,
+    "nodePortAddresses": ["primary"],
     "clusterCIDR": POD_NETWORK,
     "healthzBindAddress": "127.0.0.1:10256",
     "metricsBindAddress": "127.0.0.1:10249",
@@ -149,7 +152,7 @@ COREFILE = f""".:{DNS_PORT} {{
 
 
 def write() -> None:
-    """Write every configuration file; files whose content stays the same keep their place, so nothing is restarted for them."""
+    """Write every configuration file whose content changes; nothing is restarted for the others."""
     files = {
         "audit-policy.yaml": json.dumps(AUDIT_POLICY),
         "cni/10-lepton.conflist": json.dumps(CNI),
@@ -162,7 +165,9 @@ def write() -> None:
     for name, content in files.items():
         path = CONFIG / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+        # kube-proxy ends itself when its file is written, even with the same words.
+        if not path.exists() or path.read_text() != content:
+            path.write_text(content)
 
 
 def foundation(programs: Path) -> list[Daemon]:
@@ -274,4 +279,10 @@ def components(programs: Path) -> list[Daemon]:
         ),
         daemon("kube-proxy", f"--config={CONFIG / 'kube-proxy.yaml'}", inputs=(CONFIG / "kube-proxy.yaml",)),
         daemon("coredns", f"-conf={CONFIG / 'Corefile'}", inputs=(CONFIG / "Corefile",)),
+        Daemon(
+            "volumes",
+            (sys.executable, "-m", "cluster.volumes", str(VOLUMES), str(kubeconfig("volumes"))),
+            (Path(__file__).with_name("volumes.py"), kubeconfig("volumes")),
+            {"PYTHONPATH": str(CHECKOUT)},
+        ),
     ]

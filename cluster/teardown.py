@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -160,7 +159,7 @@ def _files(purge: bool) -> None:
     for folder in (plugins, plugins.parent, links):
         with contextlib.suppress(OSError):
             folder.rmdir()
-    for name in ("etcd", "cni-addresses", "volumes"):
+    for name in ("etcd", "cni-addresses", "prometheus", "volumes"):
         shutil.rmtree(STATE / name, ignore_errors=True)
     for folder in (KUBELET, POD_LOGS, CONTAINERD / "state", CONTAINERD / "runc", STATE / "processes"):
         shutil.rmtree(folder, ignore_errors=True)
