@@ -72,9 +72,11 @@ def push(registry: str, tag: str | None = None, targets: tuple[str, ...] = TARGE
                     _run("docker", "push", "--quiet", reference)
             else:
                 local = _build(target)
-                insecure = registry.split(":")[0].split("/")[0] in ("127.0.0.1", "localhost")
+                # A registry on this machine speaks plain HTTP, and nothing is gained by compressing what does not leave it.
+                loopback = registry.split(":")[0].split("/")[0] in ("127.0.0.1", "localhost")
+                options = ["--tls-verify=false", "--disable-compression"] if loopback else []
                 with step(f"pushing {reference}", long=True):
-                    bases.buildah("push", "--quiet", *(["--tls-verify=false"] if insecure else []), local, f"docker://{reference}")
+                    bases.buildah("push", "--quiet", *options, local, f"docker://{reference}")
             references.append(reference)
     return references
 

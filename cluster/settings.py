@@ -281,7 +281,7 @@ def components(programs: Path) -> list[Daemon]:
         daemon("coredns", f"-conf={CONFIG / 'Corefile'}", inputs=(CONFIG / "Corefile",)),
         Daemon(
             "volumes",
-            (sys.executable, "-m", "cluster.volumes", str(VOLUMES), str(kubeconfig("volumes"))),
+            (str(Path(sys.executable).resolve()), "-m", "cluster.volumes", str(VOLUMES), str(kubeconfig("volumes"))),
             (Path(__file__).with_name("volumes.py"), kubeconfig("volumes")),
             {"PYTHONPATH": str(CHECKOUT)},
         ),
