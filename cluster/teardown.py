@@ -11,11 +11,12 @@ from pathlib import Path
 from cluster import daemons
 from cluster.addresses import BRIDGE
 from cluster.places import BUILDAH, KUBECONFIG, STATE
-from cluster.settings import CNI_NETWORK, CONTAINERD, CONTAINERD_SOCKET, KUBELET, POD_LOGS
+from cluster.settings import CONTAINERD, CONTAINERD_SOCKET, KUBELET, POD_LOGS
 from cluster.terminal import Refused, step
 
 CGROUPS = Path("/sys/fs/cgroup")
 CNI_RESULTS = Path("/var/lib/cni/results")
+SHIM_SOCKETS = Path("/run/containerd/s")
 LAST = ("kube-apiserver", "etcd")
 """Stopped one after the other at the end: without etcd the API server would hang in its own shutdown."""
 
@@ -92,11 +93,10 @@ def _network() -> None:
         _quiet("ip", "link", "delete", link.name)
     if Path("/sys/class/net", BRIDGE).exists():
         _quiet("ip", "link", "delete", BRIDGE)
-    for result in CNI_RESULTS.glob(f"{CNI_NETWORK}-*"):
-        result.unlink()
-    for folder in (CNI_RESULTS, CNI_RESULTS.parent):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    for result in CNI_RESULTS.iterdir() if CNI_RESULTS.is_dir() else ():
+        if f"{STATE}/" in result.read_text(errors="replace"):  # the path of a network namespace
+            result.unlink()
+    _remove_empty(CNI_RESULTS, CNI_RESULTS.parent)
 
 
 def _chains(program: str) -> None:
@@ -144,9 +144,12 @@ def _restore_sysctls() -> None:
 
 
 def _files(purge: bool) -> None:
-    for address in CONTAINERD.glob("state/io.containerd.runtime.v2.task/k8s.io/*/address"):
-        with contextlib.suppress(OSError):
-            Path(address.read_text().strip().removeprefix("unix://")).unlink()
+    # A socket's name does not tell whose shim it was; one that nobody has open is of no use to anybody.
+    in_use = Path("/proc/net/unix").read_text()
+    for socket in SHIM_SOCKETS.iterdir() if SHIM_SOCKETS.is_dir() else ():
+        if str(socket) not in in_use:
+            socket.unlink()
+    _remove_empty(SHIM_SOCKETS, SHIM_SOCKETS.parent)
     links = Path("/var/log/containers")
     for link in links.glob("*.log") if links.is_dir() else ():
         if link.is_symlink() and str(link.readlink()).startswith(f"{POD_LOGS}/"):
@@ -156,9 +159,7 @@ def _files(purge: bool) -> None:
     for leftover in ("kubelet.sock", "kubelet_internal_checkpoint", "DEPRECATION"):
         with contextlib.suppress(OSError):
             (plugins / leftover).unlink()
-    for folder in (plugins, plugins.parent, links):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    _remove_empty(plugins, plugins.parent, links)
     for name in ("etcd", "cni-addresses", "prometheus", "volumes"):
         shutil.rmtree(STATE / name, ignore_errors=True)
     for folder in (KUBELET, POD_LOGS, CONTAINERD / "state", CONTAINERD / "runc", STATE / "processes"):
@@ -166,6 +167,12 @@ def _files(purge: bool) -> None:
     KUBECONFIG.unlink(missing_ok=True)
     if purge:
         shutil.rmtree(STATE, ignore_errors=True)
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _lines(*command: str) -> list[str]:
