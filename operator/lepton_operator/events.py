@@ -30,7 +30,7 @@ class _Series:
     message: str = ""
     count: int = 0  # times that `message` was to be told, the unwritten ones included
     written: float = float("-inf")
-    gap: float = FIRST_GAP
+    gap: float = 0.0
     waiting: tuple[Job, Event] | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
