@@ -22,18 +22,6 @@ USER_MAY_SET = frozenset({names.WARM_START, names.PRELOAD})
 """Variables of ours that a job's env may set; every other LEPTON_ name that we set, and torchrun's, it may not."""
 
 _PYTHON = re.compile(r"python(\d(\.\d+)?)?$")
-_COPY_AGENT = (
-    "import pathlib, shutil, lepton_trainer\n"
-    "source, target = pathlib.Path(lepton_trainer.__file__).parent, pathlib.Path('{target}', 'lepton_trainer')\n"
-    "for part in ('agent', 'protocol'):\n"
-    "    shutil.copytree(source / part, target / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))\n"
-    "for part in ('__init__.py', 'report.py'):\n"
-    "    shutil.copy(source / part, target / part)\n"
-)
-_RUN_COPIED_AGENT = (
-    "import sys, runpy; sys.path[:] = [entry for entry in sys.path if entry] + ['{target}']; "
-    "runpy.run_module('lepton_trainer.agent', run_name='__main__', alter_sys=True)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,16 +156,16 @@ def _agent_command(job: Job, foreign: bool) -> list[str]:
     if not foreign:
         return ["python3", "-P", "-m", "lepton_trainer.agent", "--", *command]
     python = command[0] if _PYTHON.match(posixpath.basename(command[0])) else "python3"
-    return [python, "-c", _RUN_COPIED_AGENT.format(target=names.AGENT_DIR), "--", *command]
+    return [python, f"{names.AGENT_DIR}/lepton_trainer/agent", "--", *command]
 
 
 def _agent_copy(defaults: PodDefaults) -> Json:
     container: Json = {
         "name": c.CONTAINER_AGENT_COPY,
         "image": defaults.image,
-        "command": ["python3", "-P", "-c", _COPY_AGENT.format(target=names.AGENT_DIR)],
+        "command": ["python3", "-P", "-m", "lepton_trainer.agent", "install", c.COPY_DIR],
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "500m", "memory": "128Mi"}},
-        "volumeMounts": [{"name": c.VOLUME_AGENT, "mountPath": names.AGENT_DIR}],
+        "volumeMounts": [{"name": c.VOLUME_AGENT, "mountPath": c.COPY_DIR}],
         "securityContext": _container_security(),
     }
     if defaults.pull_policy:
@@ -211,7 +199,12 @@ def _own_env(job: Job, defaults: PodDefaults, index: int) -> list[Json]:
         values[names.CHECKPOINT_DIR] = posixpath.join(c.CHECKPOINTS_DIR, job.checkpoint.path, "round-0")
     if job.from_logs:
         values[names.LOG_PATTERNS] = json.dumps([{"name": entry.name, "pattern": entry.pattern} for entry in job.from_logs])
-    fields = {names.WORKER_UID: "metadata.uid", names.WORKER_NAME: "metadata.name", names.HOST: "status.podIP"}
+    fields = {
+        names.WORKER_UID: "metadata.uid",
+        names.WORKER_NAME: "metadata.name",
+        "LEPTON_WORKER_ID": "metadata.name",
+        names.HOST: "status.podIP",
+    }
     plain = [{"name": name, "value": value} for name, value in values.items()]
     return plain + [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
 

@@ -50,10 +50,11 @@ def test_our_image_runs_the_agent_and_a_foreign_one_gets_it_by_an_init_container
 
     foreign = build(trainer={"image": "nvcr.io/pytorch:26.01", "command": ["/opt/conda/bin/python3.12", "train.py"]})
     (copy,) = foreign["spec"]["initContainers"]
-    assert copy["image"] == DEFAULTS.image and copy["volumeMounts"][0]["mountPath"] == names.AGENT_DIR
+    assert copy["image"] == DEFAULTS.image and copy["command"][-2:] == ["install", copy["volumeMounts"][0]["mountPath"]]
     command = trainer(foreign)["command"]
-    assert command[0] == "/opt/conda/bin/python3.12" and command[3:] == ["--", "/opt/conda/bin/python3.12", "train.py"]
-    assert mount(foreign, c.VOLUME_AGENT)["mountPath"] == names.AGENT_DIR
+    assert command[0] == "/opt/conda/bin/python3.12" and command[2:] == ["--", "/opt/conda/bin/python3.12", "train.py"]
+    assert command[1].startswith(mount(foreign, c.VOLUME_AGENT)["mountPath"])
+    assert copy["volumeMounts"][0]["name"] == c.VOLUME_AGENT
 
 
 @pytest.mark.parametrize(
