@@ -31,3 +31,12 @@ lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PYTHONPATH=operator:trainer_image $(BIN)/lint-imports
+
+REGISTRY ?=
+TAG ?=
+.PHONY: dashboard install-yaml
+dashboard: setup ## the chart's Grafana dashboard, from charts/dashboard.py
+	@$(BIN)/python charts/dashboard.py
+install-yaml: setup ## charts/install.yaml, from the chart (REGISTRY=, TAG=: of your images)
+	@cp crds/*.yaml charts/lepton-operator/files/crd.yaml
+	@$(BIN)/python charts/install_yaml.py --registry "$(REGISTRY)" --tag "$(TAG)"

@@ -289,7 +289,7 @@ WRONG = (
         "pattern for something unknown",
         "{metrics: {fromLogs: [{name: accuracy, pattern: 'acc=([0-9.]+)'}]}}",
         "spec.metrics.fromLogs[0].name",
-        'Unsupported value: "accuracy": supported values: "step", "totalSteps", "loss"',
+        'Unsupported value: "accuracy": supported values: "step", "loss", "samples"',
     ),
     Wrong(
         "two patterns for one number",
