@@ -1,4 +1,4 @@
-"""The chart renders what it says: the least rights, restricted pods, one source for CRD, dashboard and install.yaml. Through Helm itself."""
+"""The chart, rendered by Helm itself: the least rights, restricted pods, one source for CRD, dashboard and install.yaml."""
 
 import re
 import runpy
@@ -120,12 +120,9 @@ def test_an_installation_for_some_namespaces_has_no_cluster_wide_object() -> Non
 
 def test_no_rule_has_a_wildcard() -> None:
     for values in ({}, {"watchNamespaces": ["a"]}):
-        assert not [
-            rule
-            for role in [*of(render(values), "Role"), *of(render(values), "ClusterRole")]
-            for rule in role["rules"]
-            if "*" in strings(rule)
-        ]
+        items = render(values)
+        rules = [rule for role in [*of(items, "Role"), *of(items, "ClusterRole")] for rule in role["rules"]]
+        assert [rule for rule in rules if "*" in strings(rule)] == []
 
 
 def test_who_may_edit_a_namespace_may_edit_its_jobs_but_not_their_status() -> None:
@@ -176,10 +173,9 @@ def test_the_coordinators_service_has_no_selector_and_the_ca_secret_no_data() ->
 
 def test_a_disruption_budget_comes_with_the_second_replica() -> None:
     assert of(render(), "PodDisruptionBudget") == []
-    budget = one(render({"replicas": 2}), "PodDisruptionBudget")
-    assert (
-        budget["spec"]["selector"]["matchLabels"].items() <= one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"].items()
-    )
+    items = render({"replicas": 2})
+    pods = one(items, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert one(items, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].items() <= pods.items()
 
 
 def test_monitors_honour_the_labels_of_the_series() -> None:
@@ -189,9 +185,8 @@ def test_monitors_honour_the_labels_of_the_series() -> None:
     assert [endpoint["honorLabels"] for endpoint in pods["spec"]["podMetricsEndpoints"] + services["spec"]["endpoints"]] == [True, True]
     assert pods["spec"]["namespaceSelector"] == {"any": True}
     assert pods["metadata"]["labels"]["release"] == services["metadata"]["labels"]["release"] == "prometheus"
-    chosen = [
-        item for item in of(items, "Service") if services["spec"]["selector"]["matchLabels"].items() <= item["metadata"]["labels"].items()
-    ]
+    selector = services["spec"]["selector"]["matchLabels"]
+    chosen = [item for item in of(items, "Service") if selector.items() <= item["metadata"]["labels"].items()]
     assert [item["metadata"]["name"] for item in chosen] == ["lepton-operator-metrics"]
     some = one(render({"monitors": {"enabled": True}, "watchNamespaces": ["a"]}), "PodMonitor")
     assert some["spec"]["namespaceSelector"] == {"matchNames": ["a"]}
@@ -214,13 +209,14 @@ def test_registry_tag_and_pull_secrets_are_written_once_for_both_images() -> Non
     assert {"--trainer-pull-secret=one", "--trainer-pull-secret=two", "--trainer-pull-policy=Always"} <= set(container["args"])
 
 
-@pytest.mark.parametrize(
-    "values", [helm_python.values_from_yaml("image: {tag: 12345678}"), helm_python.parse_set_string("image.tag=12345678")]
-)
+FROM_FILE = helm_python.values_from_yaml("image: {tag: 12345678}")
+FROM_SET = helm_python.parse_set_string("image.tag=12345678")
+
+
+@pytest.mark.parametrize("values", [FROM_FILE, FROM_SET], ids=["values file", "--set"])
 def test_a_tag_of_digits_without_quotes_is_refused_with_what_to_write(values: Json) -> None:
-    with pytest.raises(
-        helm_python.HelmError, match=r"image\.tag is the number 12345678: put it in quotes .* or use --set-string image\.tag="
-    ):
+    words = r"image\.tag is the number 12345678: put it in quotes .* or use --set-string image\.tag="
+    with pytest.raises(helm_python.HelmError, match=words):
         render(values)
 
 
@@ -264,31 +260,29 @@ def test_the_notes_end_with_three_commands_and_a_job_that_the_crd_accepts() -> N
     validate(yaml.safe_load(re.search(r"<<'END'\n(.*?)\n +END", notes, re.DOTALL).group(1)))
 
 
-METRICS = set(
-    [
-        "lepton_job_steps_total",
-        "lepton_job_samples_total",
-        "lepton_job_tokens_total",
-        "lepton_job_loss",
-        "lepton_job_workers",
-        "lepton_job_restarts_total",
-        "lepton_job_recovery_seconds_total",
-        "lepton_job_recoveries_total",
-        "lepton_job_lost_seconds_total",
-        "lepton_job_productive_seconds_total",
-        "lepton_job_generation",
-        "lepton_job_info",
-        "lepton_operator_jobs_finished_total",
-        "lepton_operator_jobs_deleted_total",
-        "lepton_operator_reconcile_duration_seconds_bucket",
-        "lepton_operator_api_requests_total",
-        "lepton_operator_leader",
-        "lepton_operator_agents",
-        "lepton_train_step_seconds_bucket",
-        "lepton_train_nonfinite_loss_total",
-        "lepton_train_process_up",
-    ]
-)
+METRICS = {
+    "lepton_job_steps_total",
+    "lepton_job_samples_total",
+    "lepton_job_tokens_total",
+    "lepton_job_loss",
+    "lepton_job_workers",
+    "lepton_job_restarts_total",
+    "lepton_job_recovery_seconds_total",
+    "lepton_job_recoveries_total",
+    "lepton_job_lost_seconds_total",
+    "lepton_job_productive_seconds_total",
+    "lepton_job_generation",
+    "lepton_job_info",
+    "lepton_operator_jobs_finished_total",
+    "lepton_operator_jobs_deleted_total",
+    "lepton_operator_reconcile_duration_seconds_bucket",
+    "lepton_operator_api_requests_total",
+    "lepton_operator_leader",
+    "lepton_operator_agents",
+    "lepton_train_step_seconds_bucket",
+    "lepton_train_nonfinite_loss_total",
+    "lepton_train_process_up",
+}
 
 
 def test_the_dashboard_asks_only_for_metrics_that_are_exposed() -> None:
