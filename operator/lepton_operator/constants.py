@@ -1,4 +1,4 @@
-"""Every name that the operator writes into or reads from a cluster: group, labels, annotations, containers, volumes, paths. No logic."""
+"""Every name that the operator writes into or reads from a cluster: group, labels, annotations, containers, volumes, paths."""
 
 GROUP = "training.lepton.ai"
 VERSION = "v1alpha1"
@@ -52,3 +52,8 @@ UNREACHABLE_SECONDS = 30
 DEFAULT_UID = 65532
 
 REPORTING_CONTROLLER = f"{GROUP}/operator"
+
+
+def lease_name(release: str) -> str:
+    """The Lease of an installation, found by others from what it claims jobs with (`namespace/release`)."""
+    return f"{release}.{GROUP}"
