@@ -23,7 +23,7 @@ UV_COMPILE = uv pip compile -q pyproject.toml --universal --python-version 3.11 
 lock: ## resolve the dependencies anew (after a change of pyproject.toml)
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q uv; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	$(UV_COMPILE) --extra operator --extra trainer --extra dev -o requirements/dev.lock; \
+	$(UV_COMPILE) --extra operator --extra local --extra trainer --extra dev -o requirements/dev.lock; \
 	$(UV_COMPILE) --extra operator -c requirements/dev.lock -o requirements/operator.lock; \
 	$(UV_COMPILE) --extra trainer -c requirements/dev.lock --no-emit-package torch -o requirements/trainer.lock
 
@@ -31,3 +31,12 @@ lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PYTHONPATH=operator:trainer_image $(BIN)/lint-imports
+
+REGISTRY ?=
+TAG ?=
+.PHONY: dashboard install-yaml
+dashboard: setup ## the chart's Grafana dashboard, from charts/dashboard.py
+	@$(BIN)/python charts/dashboard.py
+install-yaml: setup ## charts/install.yaml, from the chart (REGISTRY=, TAG=: of your images)
+	@cp crds/*.yaml charts/lepton-operator/files/crd.yaml
+	@$(BIN)/python charts/install_yaml.py --registry "$(REGISTRY)" --tag "$(TAG)"
