@@ -23,7 +23,7 @@ UV_COMPILE = uv pip compile -q pyproject.toml --universal --python-version 3.11 
 lock: ## resolve the dependencies anew (after a change of pyproject.toml)
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q uv; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	$(UV_COMPILE) --extra operator --extra trainer --extra dev -o requirements/dev.lock; \
+	$(UV_COMPILE) --extra operator --extra local --extra trainer --extra dev -o requirements/dev.lock; \
 	$(UV_COMPILE) --extra operator -c requirements/dev.lock -o requirements/operator.lock; \
 	$(UV_COMPILE) --extra trainer-image -c requirements/dev.lock -o requirements/trainer.lock
 
@@ -47,3 +47,10 @@ images: ## builds both images and brings them into the cluster
 push: ## builds both images and pushes them: make push REGISTRY=example.org/team [TAG=1.2.3]
 	@test -n "$(REGISTRY)" || { echo "make push REGISTRY=example.org/team [TAG=1.2.3]" >&2; exit 2; }
 	@$(PYTHON) -m cluster push "$(REGISTRY)" $(if $(TAG),--tag "$(TAG)")
+
+.PHONY: dashboard install-yaml
+dashboard: setup ## the chart's Grafana dashboard, from charts/dashboard.py
+	@$(BIN)/python charts/dashboard.py
+install-yaml: setup ## charts/install.yaml, from the chart (REGISTRY=, TAG=: of your images)
+	@cp crds/*.yaml charts/lepton-operator/files/crd.yaml
+	@$(BIN)/python charts/install_yaml.py --registry "$(REGISTRY)" --tag "$(TAG)"
