@@ -92,7 +92,8 @@ def _load_embedded(target: str) -> str:
             notes.append("there already")
         else:
             if not oci.has(stored):
-                bases.buildah("push", "--quiet", "--disable-compression", local, f"oci:{LAYOUT}:{stored}")
+                bases.buildah("push", "--quiet", local, f"oci:{LAYOUT.name}:{stored}")
+                oci.uncompress(stored)
             moved = oci.import_images({f"{full}:{tag}": stored, f"{full}:dev": stored})
             notes.append(f"{moved / 1e6:.1f} MB moved")
             oci.remove([other for other in oci.tags() if other.startswith(f"{target}-") and other != stored])
