@@ -11,7 +11,14 @@ from cluster.places import CHECKOUT, LAYOUT, STATE, locked
 from cluster.terminal import Refused, step
 
 SOURCES = {
-    "operator": ("Dockerfile", ".dockerignore", "requirements/operator.lock", "operator/lepton_operator", "trainer_image/lepton_trainer"),
+    "operator": (
+        "Dockerfile",
+        ".dockerignore",
+        "requirements/operator.lock",
+        "crds",
+        "operator/lepton_operator",
+        "trainer_image/lepton_trainer",
+    ),
     "trainer": ("Dockerfile", ".dockerignore", "requirements/trainer.lock", "trainer_image/lepton_trainer"),
 }
 TARGETS = tuple(SOURCES)
