@@ -2,10 +2,10 @@
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import daemons
@@ -100,26 +100,27 @@ def _network() -> None:
 
 
 def _chains(program: str) -> None:
-    """Take out our chains and the rules that lead to them, and nothing else."""
-    saved = subprocess.run([f"{program}-save"], capture_output=True, text=True, check=False) if shutil.which(f"{program}-save") else None
-    if saved is None or saved.returncode:
+    if not shutil.which(f"{program}-save"):
         return
+    saved = subprocess.run([f"{program}-save"], capture_output=True, text=True, check=False).stdout
+    if script := chain_removal(saved):
+        subprocess.run([f"{program}-restore", "--noflush"], input=script, text=True, capture_output=True, check=False)
+
+
+def chain_removal(saved: str) -> str:
+    """What `iptables-restore --noflush` must read to take out Kubernetes' chains and the rules that lead to them, and nothing else.
+
+    `saved` is the output of `iptables-save`; the answer is empty where there are no such chains.
+    """
     script: list[str] = []
-    for table, lines in _tables(saved.stdout):
+    for table in re.split(r"^\*", saved, flags=re.MULTILINE)[1:]:
+        name, *lines = table.splitlines()
         chains = [line.split()[0][1:] for line in lines if line.startswith(":KUBE-")]
-        if not chains:
-            continue
-        rules = [line for line in lines if line.startswith("-A ") and not line.startswith("-A KUBE-") and " KUBE-" in line]
-        script += [f"*{table}", *(f"-D {rule[3:]}" for rule in rules)]
-        script += [*(f"-F {chain}" for chain in chains), *(f"-X {chain}" for chain in chains), "COMMIT"]
-    if script:
-        subprocess.run([f"{program}-restore", "--noflush"], input="\n".join(script) + "\n", text=True, capture_output=True, check=False)
-
-
-def _tables(saved: str) -> Iterator[tuple[str, list[str]]]:
-    for part in saved.split("\n*")[1:] if not saved.startswith("*") else saved[1:].split("\n*"):
-        name, *lines = part.splitlines()
-        yield name, lines
+        leading = [line[3:] for line in lines if re.match(r"-A (?!KUBE-).* -[jg] KUBE-", line)]
+        if chains:
+            script += [f"*{name}", *(f"-D {rule}" for rule in leading)]
+            script += [*(f"-F {chain}" for chain in chains), *(f"-X {chain}" for chain in chains), "COMMIT"]
+    return "".join(f"{line}\n" for line in script)
 
 
 def _cgroups() -> None:
