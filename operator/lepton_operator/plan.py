@@ -21,6 +21,8 @@ FIRST_GROUP_SECONDS = 30.0
 """The first generation waits so long for all replicas, once `minReplicas` have joined; then it forms without the rest."""
 GROW_SECONDS = 1.0
 """A worker that has joined a running group waits so long for others that are about to join, too."""
+WARMING_SECONDS = 60.0
+"""... and so long, at most, until what it needs is imported."""
 CHECKPOINT_WAIT_SECONDS = 60.0
 """A script that cannot stop but reports checkpoints is interrupted right after one, or after so long."""
 STOP_SECONDS = 30.0
@@ -423,6 +425,9 @@ class Draft:
 
     def _may_grow(self, joined: Sequence[Agent]) -> bool:
         youngest = max(a.joined for a in joined)
+        if any(a.state.warming for a in joined) and self.now.mono - youngest < WARMING_SECONDS:
+            self.wait(1.0)
+            return False
         left = youngest + GROW_SECONDS - self.now.mono
         if left > 0:
             self.wait(left)
