@@ -303,7 +303,7 @@ def exposed(run_dir: Path) -> set[str]:
         names.COORDINATOR: "tcp://x:1",
         names.RUN_DIR: str(run_dir),
     }
-    text = telemetry.exposition(settings.read(given, ["python"]), telemetry.Meter(), [0], {"warm": 1})
+    text = telemetry.exposition(settings.read({**told, names.RUN_DIR: str(run_dir)}, ["python"]), telemetry.Meter(), [0], {"warm": 1})
     return operator | {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
