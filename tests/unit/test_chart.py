@@ -296,13 +296,7 @@ def exposed(run_dir: Path) -> set[str]:
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
     families = [*Metrics().registry.collect(), *JobCollector(dict).describe()]
     operator = {f"{family.name}{suffix}" for family in families for suffix in suffixes.get(family.type, [""])}
-    given = {
-        names.JOB_NAME: "a",
-        names.WORKER_INDEX: "0",
-        names.WORKER_UID: "u",
-        names.COORDINATOR: "tcp://x:1",
-        names.RUN_DIR: str(run_dir),
-    }
+    told = {names.JOB_NAME: "a", names.WORKER_INDEX: "0", names.WORKER_UID: "u", names.COORDINATOR: "tcp://x:1"}
     text = telemetry.exposition(settings.read({**told, names.RUN_DIR: str(run_dir)}, ["python"]), telemetry.Meter(), [0], {"warm": 1})
     return operator | {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
