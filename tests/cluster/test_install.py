@@ -83,15 +83,19 @@ def test_the_service_account_may_do_what_the_operator_does_and_no_more(helm: Hel
             ("watch nodes", "default"),
             ("create events.events.k8s.io", "default"),
             ("get leases", "default"),
-            ("update leases", namespace),
+            ("update leases/lepton.training.lepton.ai", namespace),
             ("create endpointslices", namespace),
+            ("update endpointslices/lepton-coordinator-leader", namespace),
+            ("create tokenreviews", "default"),
             ("patch secrets/lepton-coordinator-ca", namespace),
         ):
             assert may(kubectl, f"{namespace}:lepton", question, where), question
         for question, where in (
             ("get secrets/other", namespace),
             ("list secrets", namespace),
-            ("update leases", "default"),
+            ("update leases/lepton.training.lepton.ai", "default"),
+            ("update leases/other", namespace),
+            ("update endpointslices/other", namespace),
             ("create endpointslices", "default"),
             ("update leptontrainingjobs", "default"),
             ("delete leptontrainingjobs", "default"),

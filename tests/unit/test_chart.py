@@ -37,7 +37,8 @@ JOB_RIGHTS = {
 OWN_RIGHTS = {
     ("coordination.k8s.io", "leases", "create"),
     ("coordination.k8s.io", "leases lepton-operator.training.lepton.ai", "get update"),
-    ("discovery.k8s.io", "endpointslices", "get create update"),
+    ("discovery.k8s.io", "endpointslices", "create"),
+    ("discovery.k8s.io", "endpointslices lepton-operator-coordinator-leader", "get update"),
     ("", "secrets lepton-operator-coordinator-ca", "get patch"),
 }
 CLUSTER_RIGHTS = {
