@@ -1,0 +1,257 @@
+"""Carries a plan out: write, publish, delete and create, tell. The one place where deciding meets acting, for either substrate.
+
+A key is reconciled by one task at a time (`workqueue` sees to that). Nothing is published that the status write has not won.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from lepton_operator import conditions, goodput
+from lepton_operator.job import Job, JobError
+from lepton_operator.plan import Delete, Memory, Plan, Rejection, World, plan
+from lepton_operator.status import Status, read_status
+from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
+from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
+
+log = logging.getLogger(__name__)
+
+SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+"""As Kubernetes names its own pods: no vowels, so no words."""
+CONFLICT_SECONDS = 0.01
+REJECTED_STATUS_SECONDS = 30.0
+BLIND_WINDOW_SECONDS = 1.0
+BLIND_DROPS, BLIND_JOBS = 5, 2
+
+
+class Coordinator(Protocol):
+    """What a reconciler needs of `coordinator.link.CoordinatorLink`."""
+
+    def set_group(self, order: GroupOrder) -> None: ...
+    def drop_group(self, job: str) -> None: ...
+    def agents(self, job: str) -> list[Agent]: ...
+    def forget(self, job: str, uid: str, boot: str) -> None: ...
+    def probe(self, job: str) -> None: ...
+    def drops_recent(self, seconds: float) -> list[tuple[str, str]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """A job in numbers, for the operator's metrics."""
+
+    namespace: str
+    name: str
+    state: str
+    generation: int
+    workers: Mapping[str, int]
+    restarts: Mapping[str, int]
+    counters: goodput.Counters
+    loss: float | None
+    account: goodput.Account
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What this process keeps of a job between two looks."""
+
+    uid: str
+    memory: Memory = field(default_factory=Memory)
+    names: dict[int, str] = field(default_factory=dict)  # chosen for a creation that has not succeeded yet
+    rejection: Rejection | None = None
+    said: str = ""  # the last complaint about a job that cannot be served
+    service: bool = False
+    status: Status = field(default_factory=Status)
+    summary: JobSummary | None = None
+
+
+class Reconciler:
+    def __init__(
+        self,
+        substrate: Substrate,
+        coordinator: Coordinator,
+        manager: str,
+        clock: Callable[[], Clock],
+        claimant_gone: Callable[[str], bool] = lambda manager: False,
+        on_finished: Callable[[str], None] = lambda result: None,
+    ) -> None:
+        self._substrate = substrate
+        self._coordinator = coordinator
+        self._manager = manager
+        self._clock = clock
+        self._claimant_gone = claimant_gone
+        self._on_finished = on_finished
+        self._entries: dict[str, _Entry] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self.leading_since = clock().mono
+
+    def lead(self) -> None:
+        """This process begins to decide: what it remembers from before is worth nothing."""
+        self._entries.clear()
+        self.leading_since = self._clock().mono
+
+    def forget(self, key: str) -> None:
+        self._entries.pop(key, None)
+        self._coordinator.drop_group(key)
+
+    def summaries(self) -> Mapping[str, JobSummary]:
+        """Numbers of every job served, with counters as fresh as the agents' last word."""
+        return {key: self._fresh(key, entry.summary) for key, entry in self._entries.items() if entry.summary is not None}
+
+    async def reconcile(self, key: str) -> float | None:
+        """Looks at one job and does what is due. Returns the seconds until it must be looked at again, None for: when something changes."""
+        try:
+            job = self._substrate.job(key)
+        except JobError as error:
+            log.warning("cannot be served: %s", error, extra={"job": key})
+            return None
+        if job is None or job.deleting:
+            self.forget(key)
+            return None
+        entry = self._entries.get(key)
+        if entry is None or entry.uid != job.uid:
+            entry = self._entries[key] = _Entry(job.uid)
+        try:
+            return await self._step(key, job, entry)
+        except Conflict:
+            return CONFLICT_SECONDS
+        except Gone:
+            return None
+        except Unavailable as error:
+            log.warning("the API is unavailable: %s", error, extra={"job": key})
+            return error.retry_after
+
+    async def _step(self, key: str, job: Job, entry: _Entry) -> float | None:
+        world = World(
+            job=job,
+            workers=self._substrate.workers(job),
+            agents=self._coordinator.agents(key),
+            manager=self._manager,
+            leading_since=self.leading_since,
+            blind=self._blind(),
+            rejection=entry.rejection,
+            claimant_gone=self._claimant_gone(str(job.status.get("manager", ""))),
+        )
+        decided = plan(world, entry.memory, self._clock())
+        if decided.status is not None:
+            try:
+                await self._substrate.write_status(job, decided.status.to_json())
+            except Rejected as error:
+                log.error("status refused: %s", error.message, extra={"job": key})
+                return REJECTED_STATUS_SECONDS
+            self._note_end(read_status(job.status), decided.status)
+            job = self._substrate.job(key) or job
+            entry.status = decided.status
+        entry.memory = decided.memory
+        entry.summary = self._summary(job, entry)
+        if decided.order is None:
+            return decided.wake
+        self._coordinator.set_group(decided.order)
+        if decided.probe:
+            self._coordinator.probe(key)
+        for event in decided.events:
+            self._tell(job, event)
+        await self._act(job, entry, decided)
+        self._forget_ended(key, world)
+        return decided.wake
+
+    async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
+        if job.intra_job_communication and not entry.service:
+            try:
+                await self._substrate.ensure_service(job)
+                entry.service = True
+            except Rejected as error:
+                self._reject(job, entry, error)
+                return
+        creations = [self._create(job, entry, index) for index in decided.create]
+        deletions = [self._delete(job, delete) for delete in decided.delete]
+        results = await asyncio.gather(*creations, *deletions, return_exceptions=True)
+        failed = [r for r in results if isinstance(r, BaseException)]
+        rejected = [r for r in failed if isinstance(r, Rejected)]
+        if rejected:
+            self._reject(job, entry, rejected[0])
+        elif decided.create and not failed:
+            entry.rejection = None
+        for failure in failed:
+            if not isinstance(failure, Rejected):
+                raise failure
+
+    def _reject(self, job: Job, entry: _Entry, error: Rejected) -> None:
+        log.warning("a worker cannot be created: %s", error.message, extra={"job": job.key})
+        entry.rejection = Rejection(error.reason, error.message, self._clock().mono)
+
+    async def _create(self, job: Job, entry: _Entry, index: int) -> Worker:
+        name = entry.names.setdefault(index, f"{job.name}-{index}-{''.join(secrets.choice(SUFFIX_ALPHABET) for _ in range(5))}")
+        worker = await self._substrate.create_worker(job, name, index)
+        entry.names.pop(index, None)
+        return worker
+
+    async def _delete(self, job: Job, delete: Delete) -> None:
+        log.info("deleting worker %s: %s", delete.worker.name, delete.why, extra={"job": job.key})
+        try:
+            await self._substrate.delete_worker(job, delete.worker, delete.grace_seconds)
+        except Gone:
+            return
+
+    def _tell(self, job: Job, event: Event) -> None:
+        log.info("%s: %s", event.reason, event.message, extra={"job": job.key})
+        task = asyncio.get_running_loop().create_task(self._substrate.emit(job, event))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _blind(self) -> bool:
+        """Many agents of several jobs dropped together: the coordinator suspects itself, not them."""
+        drops = self._coordinator.drops_recent(BLIND_WINDOW_SECONDS)
+        return len(drops) >= BLIND_DROPS and len({job for job, _ in drops}) >= BLIND_JOBS
+
+    def _forget_ended(self, key: str, world: World) -> None:
+        """An agent whose worker has ended, or whose later boot speaks, is of no more use once it is judged and booked."""
+        alive = {w.uid for w in world.workers}
+        for agent in world.agents:
+            if agent.uid not in alive and not agent.connected:
+                self._coordinator.forget(key, agent.uid, agent.boot)
+
+    def _note_end(self, before: Status, after: Status) -> None:
+        for kind, result in ((conditions.COMPLETE, "complete"), (conditions.FAILED, "failed")):
+            if conditions.is_true(after.conditions, kind) and not conditions.is_true(before.conditions, kind):
+                self._on_finished(result)
+
+    def _summary(self, job: Job, entry: _Entry) -> JobSummary:
+        status = read_status(job.status)
+        return JobSummary(
+            namespace=job.namespace,
+            name=job.name,
+            state=status.state,
+            generation=status.rendezvous.generation,
+            workers={
+                "desired": status.workers.desired,
+                "ready": status.workers.ready,
+                "active": status.workers.active,
+                "succeeded": status.workers.succeeded,
+                "failed": status.workers.failed,
+            },
+            restarts={"process": status.restarts.process, "pod": status.restarts.pod, "node": status.restarts.node},
+            counters=entry.memory.counters,
+            loss=None,
+            account=entry.memory.account,
+        )
+
+    def _fresh(self, key: str, summary: JobSummary) -> JobSummary:
+        agents = [a for a in self._coordinator.agents(key) if a.connected and a.progress.step is not None]
+        if not agents:
+            return summary
+        speaker = min(agents, key=lambda a: (a.state.group_rank, a.joined))
+        entry = self._entries[key]
+        counters = entry.memory.counters.observe(speaker, fresh=entry.memory.counters.source == ("", ""))
+        entry.memory = replace(entry.memory, counters=counters)
+        loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
+        entry.summary = replace(summary, counters=counters, loss=loss)
+        return entry.summary
+
+
+def boottime() -> Clock:
+    """The clock of this machine: unix time, and seconds of a clock that counts suspended time and never steps."""
+    return Clock(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))

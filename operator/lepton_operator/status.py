@@ -1,0 +1,242 @@
+"""The job's status as typed data, and its JSON.
+
+Everything that a new leader needs is here, or comes back from the agents; timers are computed from these times and so survive a restart.
+Nothing in it grows with the number of workers.
+"""
+
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, NewType, TypeVar
+
+from lepton_operator.conditions import Condition
+from lepton_operator.job import Json, format_micro_time, format_time, parse_time
+
+Time = NewType("Time", float)
+"""Unix seconds, written as RFC 3339 with whole seconds; 0 is absent."""
+MicroTime = NewType("MicroTime", float)
+"""Unix seconds, written as RFC 3339 with microseconds; 0 is absent."""
+
+HISTORY_LIMIT = 10
+RECENT_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCounts:
+    desired: int = 0
+    ready: int = 0  # joined
+    active: int = 0  # members of the current generation that are alive
+    succeeded: int = 0
+    failed: int = 0
+    summary: str = ""  # "7/8"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """The current generation; winning its number by a conditional write of this is what fences."""
+
+    generation: int = 0
+    size: int = 0
+    master: str = ""  # the master's worker, by name
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressView:
+    step: int | None = None
+    total_steps: int | None = None
+    percent: str = ""
+    loss: str = ""
+    samples_per_second: str = ""
+    tokens_per_second: str = ""
+    throughput: str = ""
+    eta: str = ""
+    update_time: MicroTime = MicroTime(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointView:
+    step: int | None = None
+    path: str = ""
+    time: Time = Time(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """Seconds of the first start, from the job's creation; each is absent until known."""
+
+    pods_seconds: float | None = None  # until every worker was made
+    joined_seconds: float | None = None  # until the first generation formed
+    running_seconds: float | None = None  # until all its processes were started
+    first_step_seconds: float | None = None  # until it reported a step
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One failure that costs budget: a generation that broke, or a worker that ended before it joined one."""
+
+    time: MicroTime
+    reason: str
+    generation: int = 0
+    workers: tuple[str, ...] = ()  # UIDs of the workers that it explains, so that none is counted twice
+    step: int | None = None  # the highest step reached when it happened
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    process: int = 0
+    pod: int = 0
+    node: int = 0
+    total: int = 0
+    recent: tuple[Incident, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LastFailure:
+    time: MicroTime = MicroTime(0.0)
+    worker: str = ""
+    rank: int | None = None
+    node: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    message: str = ""
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GoodputView:
+    ratio: str = ""
+    productive_seconds: float = 0.0
+    lost_seconds: dict[str, float] = field(default_factory=dict)
+    mean_recovery_seconds: float | None = None
+    recoveries: int = 0
+    recomputed_steps: int = 0
+    recomputed_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    generation: int
+    time: MicroTime
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    observed_generation: int = 0
+    state: str = ""
+    reason: str = ""
+    message: str = ""
+    manager: str = ""
+    conditions: tuple[Condition, ...] = ()
+    workers: WorkerCounts = WorkerCounts()
+    rendezvous: Rendezvous = Rendezvous()
+    progress: ProgressView = ProgressView()
+    checkpoint: CheckpointView = CheckpointView()
+    startup: Startup = Startup()
+    restarts: Restarts = Restarts()
+    last_failure: LastFailure | None = None
+    goodput: GoodputView = GoodputView()
+    history: tuple[HistoryEntry, ...] = ()
+    start_time: Time = Time(0.0)
+    completion_time: Time = Time(0.0)
+    selector: str = ""
+
+    def to_json(self) -> Json:
+        """The JSON of the status subresource; empty parts are left out."""
+        plain = _plain(self)
+        plain["conditions"] = [
+            {
+                "type": c.type,
+                "status": "True" if c.status else "False",
+                "reason": c.reason,
+                "message": c.message,
+                "lastTransitionTime": format_time(c.last_transition),
+                "observedGeneration": c.observed_generation,
+            }
+            for c in self.conditions
+        ]
+        return {key: value for key, value in plain.items() if value not in ({}, [], "", None)}
+
+
+def read_status(body: Json) -> Status:
+    """The typed status of a job's JSON; unknown parts are ignored, absent ones are at their defaults."""
+    known = {key: value for key, value in body.items() if key != "conditions"}
+    conditions = tuple(
+        Condition(
+            type=str(c["type"]),
+            status=c["status"] == "True",
+            reason=str(c.get("reason", "")),
+            message=str(c.get("message", "")),
+            last_transition=parse_time(c.get("lastTransitionTime", "")),
+            observed_generation=int(c.get("observedGeneration", 0)),
+        )
+        for c in body.get("conditions", ())
+    )
+    return replace(_typed(Status, known), conditions=conditions)
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+def _plain(value: Any) -> Json:
+    hints = _hints(type(value))
+    plain: Json = {}
+    for entry in fields(value):
+        item = getattr(value, entry.name)
+        if entry.name == "conditions" or item is None or item == "" or item == () or item == {}:
+            continue
+        hint = hints[entry.name]
+        if hint in (Time, MicroTime):
+            if item:
+                plain[_camel(entry.name)] = format_time(item) if hint is Time else format_micro_time(item)
+        elif is_dataclass(item):
+            nested = _plain(item)
+            if nested:
+                plain[_camel(entry.name)] = nested
+        elif isinstance(item, tuple):
+            plain[_camel(entry.name)] = [_plain(one) if is_dataclass(one) else one for one in item]
+        elif isinstance(item, float):
+            plain[_camel(entry.name)] = round(item, 3)
+        elif isinstance(item, dict):
+            plain[_camel(entry.name)] = {key: round(number, 3) for key, number in item.items()}
+        else:
+            plain[_camel(entry.name)] = item
+    return plain
+
+
+T = TypeVar("T")
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)
+    return _HINTS[kind]
+
+
+def _typed(kind: type[T], plain: Json) -> T:
+    hints = _hints(kind)
+    values: dict[str, Any] = {}
+    for entry in fields(kind):  # type: ignore[arg-type]
+        if (name := _camel(entry.name)) in plain:
+            values[entry.name] = _value(hints[entry.name], plain[name])
+    return kind(**values)
+
+
+def _value(hint: Any, item: Any) -> Any:
+    if hint in (Time, MicroTime):
+        return parse_time(item)
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if is_dataclass(hint):
+        return _typed(hint, item)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is tuple:
+        return tuple(_value(typing.get_args(hint)[0], one) for one in item)
+    if hint is float:
+        return float(item)
+    return item
