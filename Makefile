@@ -32,15 +32,6 @@ lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/mypy
 	@PYTHONPATH=operator:trainer_image $(BIN)/lint-imports
 
-REGISTRY ?=
-TAG ?=
-.PHONY: dashboard install-yaml
-dashboard: setup ## the chart's Grafana dashboard, from charts/dashboard.py
-	@$(BIN)/python charts/dashboard.py
-install-yaml: setup ## charts/install.yaml, from the chart (REGISTRY=, TAG=: of your images)
-	@cp crds/*.yaml charts/lepton-operator/files/crd.yaml
-	@$(BIN)/python charts/install_yaml.py --registry "$(REGISTRY)" --tag "$(TAG)"
-
 cluster-up: ## a Kubernetes: LEPTON_KUBECONFIG's, else kind, else one embedded in this machine (KWOK_NODES=n for more nodes)
 	@$(PYTHON) -m cluster up
 
@@ -56,3 +47,10 @@ images: ## builds both images and brings them into the cluster
 push: ## builds both images and pushes them: make push REGISTRY=example.org/team [TAG=1.2.3]
 	@test -n "$(REGISTRY)" || { echo "make push REGISTRY=example.org/team [TAG=1.2.3]" >&2; exit 2; }
 	@$(PYTHON) -m cluster push "$(REGISTRY)" $(if $(TAG),--tag "$(TAG)")
+
+.PHONY: dashboard install-yaml
+dashboard: setup ## the chart's Grafana dashboard, from charts/dashboard.py
+	@$(BIN)/python charts/dashboard.py
+install-yaml: setup ## charts/install.yaml, from the chart (REGISTRY=, TAG=: of your images)
+	@cp crds/*.yaml charts/lepton-operator/files/crd.yaml
+	@$(BIN)/python charts/install_yaml.py --registry "$(REGISTRY)" --tag "$(TAG)"

@@ -151,7 +151,7 @@ def test_the_columns_show_what_the_status_holds(api: client.CustomObjectsApi) ->
     status = yaml.safe_load(
         """
         {state: Running, reason: Training, workers: {summary: 7/8, active: 8}, goodput: {ratio: "0.97"},
-        restarts: {total: 2, recent: ["2026-01-02T03:04:05.678901Z"]},
+        restarts: {total: 2, recent: [{time: "2026-01-02T03:04:05.678901Z", workers: [a]}]},
         progress: {step: 120, percent: 42%, loss: "NaN", throughput: 1.2k samples/s, eta: 12m}}
         """
     )

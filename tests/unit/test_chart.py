@@ -98,8 +98,8 @@ def test_install_yaml_is_what_the_chart_renders() -> None:
 
 def test_install_yaml_takes_the_registry_and_tag_of_both_images() -> None:
     text = installer["build"](registry="registry.example.com/team", tag="7")
-    assert "image: registry.example.com/team/lepton-operator:7" in text
-    assert "--trainer-image=registry.example.com/team/lepton-trainer:7" in text
+    assert "image: registry.example.com/team/lepton/operator:7" in text
+    assert "--trainer-image=registry.example.com/team/lepton/trainer:7" in text
 
 
 def test_the_operator_has_the_least_rights_in_the_cluster() -> None:
@@ -203,8 +203,8 @@ def test_registry_tag_and_pull_secrets_are_written_once_for_both_images() -> Non
     image = {"registry": "registry.example.com/team", "tag": "12345678", "pullSecrets": ["one", "two"], "pullPolicy": "Always"}
     pod = operator_pod(render({"image": image}))
     container = pod["containers"][0]
-    assert container["image"] == "registry.example.com/team/lepton-operator:12345678"
-    assert "--trainer-image=registry.example.com/team/lepton-trainer:12345678" in container["args"]
+    assert container["image"] == "registry.example.com/team/lepton/operator:12345678"
+    assert "--trainer-image=registry.example.com/team/lepton/trainer:12345678" in container["args"]
     assert pod["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
     assert {"--trainer-pull-secret=one", "--trainer-pull-secret=two", "--trainer-pull-policy=Always"} <= set(container["args"])
 

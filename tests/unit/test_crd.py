@@ -1,5 +1,8 @@
 """The CRD as a document: small, described, bounded, and without a rule that no manifest shows to be needed."""
 
+import dataclasses
+import types
+import typing
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import pytest
 
 import wrong_manifests
+from lepton_operator import status
 from lepton_operator.local.crd import crd, crd_text, job_schema
 from lepton_operator.local.rules import RULES, broken_rules
 from lepton_operator.local.schema import with_defaults
@@ -101,3 +105,37 @@ def test_every_column_reads_a_field_that_exists() -> None:
     ]
     paths = {path for path, _ in nodes(job_schema())}
     assert {column["jsonPath"] for column in columns} - paths == {".metadata.creationTimestamp"}
+
+
+def shape(hint: Any) -> str:
+    """The schema type in which `status` writes a value of this type."""
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if hint in (status.Time, status.MicroTime):
+        return "string"
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
+        return "object"
+    return {int: "integer", float: "number", str: "string", bool: "string", tuple: "array"}[typing.get_origin(hint) or hint]
+
+
+def written(kind: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(path, schema type) of everything that the operator writes into the status."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if isinstance(hint, types.UnionType):
+            hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        head, *rest = name.split("_")
+        where = f"{path}.{head}{''.join(part.capitalize() for part in rest)}"
+        yield where, shape(hint)
+        if dataclasses.is_dataclass(hint):
+            yield from written(hint, where)
+        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+            yield from written(typing.get_args(hint)[0], f"{where}[]")
+
+
+def test_the_status_of_the_crd_is_the_status_that_the_operator_writes() -> None:
+    """The API server drops a field that the schema lacks without a word."""
+    described = {path: node.get("type", "") for path, node in nodes(job_schema()["properties"]["status"]) if path}
+    described = {path: kind for path, kind in described.items() if not path.endswith(("[]", "{}"))}
+    expected = dict(written(status.Status))
+    del expected[".conditions[].lastTransition"]  # `status` writes it as metav1 has it
+    assert described == expected | {".conditions[].lastTransitionTime": "string"}
