@@ -21,6 +21,7 @@ import lepton_operator
 import lepton_trainer
 from lepton_operator import clock
 from lepton_operator.coordinator import messages
+from lepton_operator.coordinator.certificates import Pair, server_context
 from lepton_operator.coordinator.facts import JobFacts
 from lepton_operator.coordinator.identity import Claims, Unidentified
 from lepton_operator.worker import Agent, GroupOrder
@@ -45,6 +46,17 @@ class TlsFiles:
     certificate: str
     key: str
 
+    @classmethod
+    def write(cls, pair: Pair, directory: Path) -> "TlsFiles":
+        """Into a private directory; a pair that is there is replaced file by file, so hand it to `rotate_tls` afterwards."""
+        files = cls(str(directory / "tls.crt"), str(directory / "tls.key"))
+        for path, text in ((files.certificate, pair.certificate), (files.key, pair.key)):
+            temporary = Path(path + ".new")
+            temporary.touch(mode=0o600)
+            temporary.write_text(text)
+            temporary.replace(path)
+        return files
+
 
 class CoordinatorLink:
     """One coordinator process. All methods are for the event loop that ran `start()`; none blocks.
@@ -66,6 +78,8 @@ class CoordinatorLink:
     ) -> None:
         if tls is None and not listen[0].startswith(LOOPBACK):
             raise ValueError(f"the coordinator serves plain TCP on loopback only, not on {listen[0]!r}")
+        if tls is not None:
+            server_context(tls.certificate, tls.key)  # said now, by the exception, rather than by a process that cannot start
         self._listen, self._tls, self._audience = listen, tls, audience
         self._on_change, self._on_keys_wanted, self._review = on_change, on_keys_wanted, review
         self._listener: socket.socket | None = None
@@ -235,7 +249,8 @@ class CoordinatorLink:
             self._tell(keys)
 
     def rotate_tls(self, tls: TlsFiles) -> None:
-        """A new leaf for new connections; those that stand are not disturbed."""
+        """A new leaf for new connections; those that stand are not disturbed. Raises OSError when the files cannot be used."""
+        server_context(tls.certificate, tls.key)
         self._tls = tls
         self._tell(messages.Configure(tls.certificate, tls.key, self._audience, self._review is not None))
 
