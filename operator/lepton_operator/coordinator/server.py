@@ -20,9 +20,9 @@ import uvloop
 
 from lepton_operator import clock
 from lepton_operator.coordinator import messages
-from lepton_operator.coordinator.certificates import server_context
 from lepton_operator.coordinator.connection import Connection
 from lepton_operator.coordinator.sessions import Sessions
+from lepton_operator.coordinator.tls import TlsFiles
 
 JOINS_AT_ONCE = 512
 """Peers between accept and join; the others wait in the listener's queue, which costs nothing."""
@@ -103,7 +103,7 @@ class Server:
         self.sessions.configure(message)
         if message.certificate:
             try:
-                self._tls = server_context(message.certificate, message.key)
+                self._tls = TlsFiles(message.certificate, message.key).context()
             except OSError as error:  # changed under us since the operator looked: the older leaf serves on
                 self.sessions.say(logging.ERROR, "leaf", f"the certificate {message.certificate} cannot be used: {error}")
         if not self._accepting and (self._tls is not None or not message.certificate):
