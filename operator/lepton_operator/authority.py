@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 
 from lepton_operator.api import Api
 from lepton_operator.certificates import Authority, new_authority, new_leaf
-from lepton_operator.coordinator.link import TlsFiles
+from lepton_operator.coordinator.tls import TlsFiles
 from lepton_operator.substrate import Conflict
 
 log = logging.getLogger(__name__)

@@ -7,14 +7,16 @@ coordinator, lease. An end: nothing is decided any more, the lease is given back
 import asyncio
 import contextlib
 import logging
+import os
 import signal
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from lepton_operator import clock
 from lepton_operator.api import AlreadyExists, Api, Expired, load_configuration
 from lepton_operator.authority import AuthorityError, AuthoritySecret, LeafFiles
+from lepton_operator.blocking_api import BlockingApi
 from lepton_operator.cache import Cache
 from lepton_operator.certificates import Authority
 from lepton_operator.claims import Claimants
@@ -22,9 +24,9 @@ from lepton_operator.client import ClusterSubstrate
 from lepton_operator.config import Config
 from lepton_operator.constants import lease_name
 from lepton_operator.coordinator.link import CoordinatorLink
-from lepton_operator.endpoint import Endpoint
+from lepton_operator.endpoint import LeaderEndpoint
 from lepton_operator.keys import SigningKeys
-from lepton_operator.lease import Lease
+from lepton_operator.lease import LeaseKeeper
 from lepton_operator.listing import Listener
 from lepton_operator.manifests import PodDefaults
 from lepton_operator.metrics import Metrics
@@ -38,7 +40,6 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 IDENTITY_SECONDS = 600.0
 """How often the CA's Secret and the age of the leaf are looked at."""
-ENDPOINT_SECONDS = 5.0
 STOP_SECONDS = 1.5
 FAILURES = (AlreadyExists, Conflict, Expired, Gone, Rejected, Unavailable, AuthorityError)
 
@@ -52,7 +53,7 @@ class Replica:
         self._cache = Cache()
         self._queue = WorkQueue()
         self._stopping = asyncio.Event()
-        self._deadline = 0.0  # clock.mono: until when we lead; 0: not at all
+        self._deadline = 0.0  # clock.mono, of the last renewal; 0: another leads
         self._leading: asyncio.Task[None] | None = None
         self._authority: Authority | None = None
         self._link: CoordinatorLink | None = None
@@ -64,7 +65,8 @@ class Replica:
         """Until SIGTERM or SIGINT (0), or until a part fails that nothing can replace (1)."""
         config = self._config
         self._take_signals()
-        api = Api(await load_configuration(config.kubeconfig), config.api_qps, 2 * config.api_qps, self._metrics.observe_request)
+        configuration = await load_configuration(config.kubeconfig)
+        api = Api(configuration, config.api_qps, 2 * config.api_qps, self._metrics.observe_request)
         self._api = api
         defaults = PodDefaults(
             config.trainer_image,
@@ -77,10 +79,17 @@ class Replica:
         self._leaf = LeafFiles([config.coordinator_host, f"{config.coordinator_host}.cluster.local", config.pod_ip])
         self._keys = SigningKeys(api, self._take_keys)
         self._claimants = Claimants(api, config.manager, self._look_at_all)
-        self._endpoint = Endpoint(
-            api, config.namespace, config.coordinator_service, config.pod_ip, config.coordinator_port, config.pod_name
+        in_cluster = None if config.kubeconfig else BlockingApi.in_cluster()
+        self._lease = self._lease_keeper(in_cluster or BlockingApi.of_configuration(configuration))
+        self._endpoint = LeaderEndpoint(
+            api,
+            namespace=config.namespace,
+            service=config.coordinator_service,
+            address=config.pod_ip,
+            port=config.coordinator_port,
+            leading=lambda: self.leads,
+            pod=config.pod_name if "POD_NAME" in os.environ else "",
         )
-        self._lease = Lease(config.namespace, lease_name(config.release), self._on_lease, kubeconfig=config.kubeconfig)
         self._listener = Listener(
             api, self._cache, config.watch_namespaces, self._changed, self._deleted, self._take_signals, config.kubeconfig
         )
@@ -112,12 +121,29 @@ class Replica:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
 
+    def _lease_keeper(self, api: BlockingApi) -> LeaseKeeper:
+        loop = asyncio.get_running_loop()
+
+        def here(callback: Callable[..., None]) -> Callable[..., None]:
+            return lambda *arguments: _quietly(loop, callback, *arguments)
+
+        return LeaseKeeper(
+            api=api,
+            namespace=self._config.namespace,
+            name=lease_name(self._config.release),
+            on_acquired=here(self._acquired),
+            on_renewed=here(self._renewed),
+            on_lost=here(self._lost),
+            on_other_holder=here(self._another_leads),
+            place=self._config.pod_name,
+        )
+
     async def _stop(self, tasks: list[asyncio.Task[Any]], probes: ProbeServer) -> None:
         if self._leading is not None:
             tasks.append(self._leading)
         for task in tasks:
             task.cancel()
-        await self._lease.release()
+        await asyncio.to_thread(self._lease.stop)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -131,7 +157,7 @@ class Replica:
 
     @property
     def leads(self) -> bool:
-        return clock.mono() < self._deadline
+        return self._lease.leading
 
     def _changed(self, keys: frozenset[str]) -> None:
         for key in keys:
@@ -154,25 +180,31 @@ class Replica:
     def _summaries(self) -> Mapping[str, JobSummary]:
         return self._reconciler.summaries() if self._reconciler else {}
 
-    def _on_lease(self, deadline: float) -> None:
-        """Told at each renewal until when we lead (clock.mono), and 0 when we do not any more."""
-        led, self._deadline = self._leading is not None, deadline
+    def _acquired(self) -> None:
+        self._identity_wanted.set()
+        self._leading = self._part(self._lead())
+
+    def _renewed(self, deadline: float) -> None:
+        self._deadline = deadline
         if self._link is not None:
             self._link.lead(deadline)
-        if deadline and not led:
-            log.info("this replica leads")
-            self._identity_wanted.set()
-            self._leading = self._part(self._lead())
-        elif not deadline and self._leading is not None:
-            log.warning("this replica does not lead any more")
+
+    def _lost(self) -> None:
+        """Nothing is decided any more. The agents stay: the API server being away is no reason to let them go."""
+        if self._leading is not None:
             self._leading.cancel()
             self._leading = None
+
+    def _another_leads(self, identity: str) -> None:
+        self._deadline = 0.0
+        if self._link is not None:
+            self._link.lead(0.0)
 
     # Serving.
 
     async def _serve(self) -> None:
         await self._listener.primed.wait()
-        await self._lease.start()
+        self._lease.start()
         await self._identify()
 
     async def _identify(self) -> None:
@@ -231,19 +263,11 @@ class Replica:
         await self._identified.wait()
         assert self._reconciler is not None and self._authority is not None
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._hold_endpoint(), name="endpoint")
+            group.create_task(self._endpoint.run(), name="endpoint")
             await self._substrate.trust(self._authority.bundle)
             self._reconciler.lead()
             self._look_at_all()
             await self._queue.run(self._config.workers, self._look, self._metrics.queueing.observe)
-
-    async def _hold_endpoint(self) -> None:
-        while True:
-            try:
-                await self._endpoint.claim()
-            except FAILURES as error:
-                log.warning("the coordinator's address could not be published: %s", error)
-            await asyncio.sleep(ENDPOINT_SECONDS)
 
     async def _look(self, key: str) -> float | None:
         if not self.leads or self._reconciler is None:
@@ -253,3 +277,9 @@ class Replica:
         if not self._cache.job_uid(key):
             self._queue.forget(key)
         return again
+
+
+def _quietly(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: Any) -> None:
+    """Hands a call of the lease's thread to the loop; after the loop's end nobody needs it."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback, *arguments)
