@@ -7,9 +7,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from local.agent.coordinator_double import agents, coordinator, wait_for
 
 from lepton_trainer.protocol import messages as m
+from local.agent.coordinator_double import agents, coordinator, wait_for
 
 ALL_REDUCE = """
 import os, time
@@ -66,7 +66,7 @@ def rank_pid(agent: object) -> int:
     """The rank of a warm agent: the child of the warm parent that writes reports (its environment is set after the fork)."""
     from local.agent.coordinator_double import parent
 
-    found = [pid for pid in agent.processes() if f"report-" in maps(pid) and pid != agent.pid]  # type: ignore[attr-defined]
+    found = [pid for pid in agent.processes() if "report-" in maps(pid) and pid != agent.pid]  # type: ignore[attr-defined]
     return next(pid for pid in found if parent(pid) != agent.pid)  # type: ignore[attr-defined]
 
 
