@@ -9,7 +9,7 @@ Standard library only, Python >= 3.9.
 import dataclasses
 import json
 import struct
-from typing import Any, Dict, Iterator, List, Tuple, Type, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, Iterable, Iterator, List, Tuple, Type, Union, get_args, get_origin, get_type_hints
 
 from lepton_trainer.protocol import messages
 
@@ -17,20 +17,28 @@ MAX_FRAME = 256 * 1024
 """Bytes. A `State` with eight exits, each with traceback and log tail escaped in the worst way, stays below."""
 
 _HEADER = struct.Struct(">I")
-_TYPES: Dict[str, Type[Any]] = {kind.__name__: kind for kind in messages.MESSAGES}
+Registry = Dict[str, Type[Any]]
+
+
+def registry(kinds: Iterable[Type[Any]]) -> Registry:
+    """The message types that a stream may carry, by the name that they have on the wire."""
+    return {kind.__name__: kind for kind in kinds}
+
+
+AGENT_MESSAGES = registry(messages.MESSAGES)
 
 
 class ProtocolError(ValueError):
     """What came over the wire is not a message of this protocol."""
 
 
-def encode(message: Any) -> bytes:
-    """One frame: header and payload. Raises `ProtocolError` when the message would be larger than `MAX_FRAME`."""
+def encode(message: Any, limit: int = MAX_FRAME) -> bytes:
+    """One frame: header and payload. Raises `ProtocolError` when the message would be larger than `limit` bytes."""
     body = {"type": type(message).__name__}
     body.update(to_plain(message))
     payload = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("utf-8")
-    if len(payload) > MAX_FRAME:
-        raise ProtocolError(f"{type(message).__name__} of {len(payload)} bytes exceeds the limit of {MAX_FRAME}")
+    if len(payload) > limit:
+        raise ProtocolError(f"{type(message).__name__} of {len(payload)} bytes exceeds the limit of {limit}")
     return _HEADER.pack(len(payload)) + payload
 
 
@@ -99,30 +107,31 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def decode(payload: bytes) -> Any:
-    """The message in one payload, or None for a message type that this version does not know."""
+def decode(payload: bytes, types: Registry = AGENT_MESSAGES) -> Any:
+    """The message in one payload, or None for a message type that `types` does not know."""
     try:
         body = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not JSON: {error}") from None
     if not isinstance(body, dict) or not isinstance(body.get("type"), str):
         raise ProtocolError("not an object with a type")
-    kind = _TYPES.get(body["type"])
+    kind = types.get(body["type"])
     return None if kind is None else from_plain(kind, body)
 
 
 class Decoder:
     """Turns a stream of bytes, however it is cut, into messages; holds at most one frame."""
 
-    def __init__(self, limit: int = MAX_FRAME) -> None:
+    def __init__(self, limit: int = MAX_FRAME, types: Registry = AGENT_MESSAGES) -> None:
         self._limit = limit
+        self._types = types
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Yields every message that `data` completes. After a `ProtocolError` the stream is beyond repair: close it."""
         self._buffer += data
         for payload in self._payloads():
-            message = decode(payload)
+            message = decode(payload, self._types)
             if message is not None:
                 yield message
 
