@@ -5,6 +5,7 @@ older one at once; a lower one is refused. Without a coordinator training goes o
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -104,10 +105,8 @@ class Supervisor:
 
     async def _tell_when_warm(self, warm: WarmParent) -> None:
         """A group grows by this worker once it would not have to wait for imports."""
-        try:
+        with contextlib.suppress(Cold):
             await warm.wait_ready()
-        except Cold:
-            pass
         self._tell()
 
     def _spawn(self, work: "Coroutine[Any, Any, None]") -> "asyncio.Task[None]":
@@ -221,6 +220,8 @@ class Supervisor:
         )
 
     def _tell(self) -> None:
+        if self._phase in (m.FAILED, m.SUCCEEDED, m.STOPPED):
+            self._link.send(m.Telemetry(self._meter.progress()))  # the last word of ranks that say no more
         self._link.send(self._state())
 
     def _receive(self, message: Any) -> None:
