@@ -274,6 +274,7 @@ class Replica:
             return None
         with self._metrics.reconciles.time():
             again = await self._reconciler.reconcile(key)
+        log.debug("looked at, again in %s s", again, extra={"job": key})
         if not self._cache.job_uid(key):
             self._queue.forget(key)
         return again
