@@ -11,7 +11,14 @@ from cluster.places import CHECKOUT, LAYOUT, STATE, locked
 from cluster.terminal import Refused, step
 
 SOURCES = {
-    "operator": ("Dockerfile", ".dockerignore", "requirements/operator.lock", "operator/lepton_operator", "trainer_image/lepton_trainer"),
+    "operator": (
+        "Dockerfile",
+        ".dockerignore",
+        "requirements/operator.lock",
+        "crds",
+        "operator/lepton_operator",
+        "trainer_image/lepton_trainer",
+    ),
     "trainer": ("Dockerfile", ".dockerignore", "requirements/trainer.lock", "trainer_image/lepton_trainer"),
 }
 TARGETS = tuple(SOURCES)
@@ -92,7 +99,8 @@ def _load_embedded(target: str) -> str:
             notes.append("there already")
         else:
             if not oci.has(stored):
-                bases.buildah("push", "--quiet", "--disable-compression", local, f"oci:{LAYOUT}:{stored}")
+                bases.buildah("push", "--quiet", local, f"oci:{LAYOUT.name}:{stored}")
+                oci.uncompress(stored)
             moved = oci.import_images({f"{full}:{tag}": stored, f"{full}:dev": stored})
             notes.append(f"{moved / 1e6:.1f} MB moved")
             oci.remove([other for other in oci.tags() if other.startswith(f"{target}-") and other != stored])

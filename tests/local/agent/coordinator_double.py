@@ -46,6 +46,8 @@ class Coordinator:
         self.greet: Callable[[m.Join], None] = lambda join: None
         self.on_state: Callable[[int, m.State], None] = lambda worker, state: None
         self.port = 0
+        self.beating = True
+        self._beats: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
         self._seq = 0
         self._server: asyncio.Server | None = None
@@ -53,9 +55,18 @@ class Coordinator:
     async def start(self, port: int = 0) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.port = self._server.sockets[0].getsockname()[1]
+        self._beats = asyncio.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        while self.beating:
+            await asyncio.sleep(1)
+            for peer in self.peers.values():
+                if not peer.gone:
+                    peer.writer.write(encode(m.Beat()))
 
     async def stop(self) -> None:
-        assert self._server is not None
+        assert self._server is not None and self._beats is not None
+        self._beats.cancel()
         self._server.close()
         for peer in self.peers.values():
             peer.writer.transport.abort()

@@ -277,7 +277,7 @@ class Supervisor:
         if self._warm is None:
             return g.free_port()
         try:
-            return await self._warm.open_store()
+            return await self._warm.open_store() or g.free_port()
         except Cold as cold:
             self._cold_start = str(cold)
             return g.free_port()
@@ -459,7 +459,7 @@ class Supervisor:
             if self._phase != m.STOPPED:
                 self._phase = m.STOPPED if group.stop_committed or group.terminated else m.SUCCEEDED
             self._timings["ended"] = time.time()
-            self._kill_leftovers()
+            self._kill_leftovers(keep_store=True)  # other workers' ranks may still need it
             self._tell()
 
     def _fail(self) -> None:
@@ -478,8 +478,8 @@ class Supervisor:
             self._warm.close_store()
         self._kill_leftovers()
 
-    def _kill_leftovers(self) -> bool:
-        spared = {self._warm.pid} if self._warm is not None else set()
+    def _kill_leftovers(self, keep_store: bool = False) -> bool:
+        spared = {self._warm.pid, self._warm.store_pid if keep_store else 0} if self._warm is not None else set()
         rest = processes.descendants([os.getpid()]) - spared
         processes.send(rest, signal.SIGKILL)
         return bool(rest)
