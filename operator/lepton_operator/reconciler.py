@@ -6,7 +6,6 @@ A key is reconciled by one task at a time (`workqueue` sees to that). Nothing is
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -250,8 +249,3 @@ class Reconciler:
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
         entry.summary = replace(summary, counters=counters, loss=loss)
         return entry.summary
-
-
-def boottime() -> Clock:
-    """The clock of this machine: unix time, and seconds of a clock that counts suspended time and never steps."""
-    return Clock(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))

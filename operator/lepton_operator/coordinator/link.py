@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from lepton_operator import clock
 from lepton_operator.coordinator import messages
 from lepton_operator.coordinator.facts import JobFacts
 from lepton_operator.coordinator.identity import Claims, Unidentified
+from lepton_operator.coordinator.tls import TlsFiles
 from lepton_operator.worker import Agent, GroupOrder
 from lepton_trainer.protocol.names import TOKEN_AUDIENCE
 
@@ -36,14 +37,6 @@ RESTART_SECONDS = (0.1, 0.5, 2.0, 5.0)
 STEADY_SECONDS = 60.0
 DROPS_KEPT = 10_000
 LOOPBACK = ("127.", "::1", "localhost")
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """Paths of PEM files: the leaf certificate (with its chain) and its key."""
-
-    certificate: str
-    key: str
 
 
 class CoordinatorLink:
@@ -66,6 +59,8 @@ class CoordinatorLink:
     ) -> None:
         if tls is None and not listen[0].startswith(LOOPBACK):
             raise ValueError(f"the coordinator serves plain TCP on loopback only, not on {listen[0]!r}")
+        if tls is not None:
+            tls.context()  # said now, by the exception, rather than by a process that cannot start
         self._listen, self._tls, self._audience = listen, tls, audience
         self._on_change, self._on_keys_wanted, self._review = on_change, on_keys_wanted, review
         self._listener: socket.socket | None = None
@@ -235,16 +230,20 @@ class CoordinatorLink:
             self._tell(keys)
 
     def rotate_tls(self, tls: TlsFiles) -> None:
-        """A new leaf for new connections; those that stand are not disturbed."""
+        """A new leaf for new connections; those that stand are not disturbed. Raises OSError when the files cannot be used."""
+        tls.context()
         self._tls = tls
         self._tell(messages.Configure(tls.certificate, tls.key, self._audience, self._review is not None))
 
     # What is known.
 
     def agents(self, job: str) -> list[Agent]:
-        """Those connected, and those dropped and not forgotten; of two boots of one worker the later join comes last."""
-        facts = self._facts.get(job)
-        return facts.agents() if facts is not None else []
+        """Those connected, and those dropped and not forgotten; of two boots of one worker the later join comes last.
+
+        A dropped one's `since` is never before the moment from which it could come back: nobody is lost for queueing."""
+        facts, settled = self._facts.get(job), self.settled
+        found = facts.agents() if facts is not None else []
+        return [a if a.connected or a.since >= settled else replace(a, since=settled) for a in found]
 
     @property
     def connected(self) -> int:
@@ -252,8 +251,7 @@ class CoordinatorLink:
 
     @property
     def settled(self) -> float:
-        """Mono time since when agents could come back unhindered: the coordinator runs and no handshakes queue. A connection that dropped
-        before counts from here; it is *now* while they queue."""
+        """Mono time since when agents can come back unhindered: the coordinator runs, no handshakes queue; *now* until it is so."""
         return clock.mono() if self._queued or self._transport is None else self._settled
 
     def drops_recent(self, seconds: float) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from lepton_operator import clock
 from lepton_operator.coordinator import messages
 from lepton_operator.coordinator.connection import Connection
 from lepton_operator.coordinator.sessions import Sessions
+from lepton_operator.coordinator.tls import TlsFiles
 
 JOINS_AT_ONCE = 512
 """Peers between accept and join; the others wait in the listener's queue, which costs nothing."""
@@ -47,6 +48,7 @@ class Server:
         self._placed: set[Connection] = set()  # past their handshake, not joined; each holds a place
         self._patience: deque[Connection] = deque()
         self._accepted = 0
+        self._accepting = False
         self._queued = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
@@ -98,15 +100,14 @@ class Server:
             self.sessions.reviewed(message)
 
     def _configure(self, message: messages.Configure) -> None:
-        first = self._tls is None
         self.sessions.configure(message)
         if message.certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.num_tickets = 0  # agents keep one connection for long: resumption would cost memory and save nothing
-            context.load_cert_chain(message.certificate, message.key)
-            self._tls = context
-        if first and not self._tasks:
+            try:
+                self._tls = TlsFiles(message.certificate, message.key).context()
+            except OSError as error:  # changed under us since the operator looked: the older leaf serves on
+                self.sessions.say(logging.ERROR, "leaf", f"the certificate {message.certificate} cannot be used: {error}")
+        if not self._accepting and (self._tls is not None or not message.certificate):
+            self._accepting = True
             self._start(self._accept())
 
     # Peers.

@@ -2,7 +2,8 @@
 
 A call ahead of the fastest rank is proposed; every member arms it, or says that it has passed it and the call moves further ahead; once
 all have armed it, it is committed. A rank that reached an armed call and waited too long refuses that proposal: the next one has another
-number, so a late word about a dead proposal is never obeyed.
+number, so a late word about a dead proposal is never obeyed. One gap is left, as in every two-phase commit: a refusal on its way while the
+last member arms. The commit is then obeyed by some ranks only, and the generation ends as one whose processes failed.
 """
 
 from collections.abc import Sequence
