@@ -16,7 +16,9 @@ def everything() -> None:
         machine.install({**machine.NODE_PROGRAMS, **machine.IMAGE_PROGRAMS})
         machine.require_network()
     # One after the other within a lane: two Go builds at once would only fight for the same cores.
-    lanes: list[list[Callable[[], object]]] = [[lambda name=name: gotools.tool(name) for name in ("helm", "prometheus", "promtool")]]  # type: ignore[misc]
+    lanes: list[list[Callable[[], object]]] = [
+        [lambda name=name: gotools.tool(name) for name in ("helm", "kwok", "prometheus", "promtool")]
+    ]  # type: ignore[misc]
     if kind == substrate.EMBEDDED:
         lanes[0].insert(0, gotools.kubernetes)
         lanes.append([lambda: bases.require("trainer"), lambda: bases.require("operator"), _images])
