@@ -18,8 +18,6 @@ def everything() -> None:
         machine.require_network()
     # One after the other within a lane: two Go builds at once would only fight for the same cores.
     lanes: list[list[Callable[[], object]]] = [[partial(gotools.tool, name) for name in ("helm", "kwok", "prometheus", "promtool")]]
-        [lambda name=name: gotools.tool(name) for name in ("helm", "kwok", "prometheus", "promtool")]
-    ]  # type: ignore[misc]
     if kind == substrate.EMBEDDED:
         lanes[0].insert(0, gotools.kubernetes)
         lanes.append([partial(bases.require, "trainer"), partial(bases.require, "operator"), _images])
