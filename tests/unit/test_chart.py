@@ -241,6 +241,14 @@ def test_registry_tag_and_pull_secrets_are_written_once_for_both_images() -> Non
     assert {"--trainer-pull-secret=one", "--trainer-pull-secret=two", "--trainer-pull-policy=Always"} <= set(container["args"])
 
 
+def test_an_image_may_have_a_tag_or_digest_of_its_own() -> None:
+    digest = "sha256:" + "0" * 64
+    image = {"registry": "registry.example.com:5000", "operator": "team/operator:7", "trainer": f"team/trainer@{digest}", "tag": "8"}
+    container = operator_pod(render({"image": image}))["containers"][0]
+    assert container["image"] == "registry.example.com:5000/team/operator:7"
+    assert f"--trainer-image=registry.example.com:5000/team/trainer@{digest}" in container["args"]
+
+
 FROM_FILE = helm_python.values_from_yaml("image: {tag: 12345678}")
 FROM_SET = helm_python.parse_set_string("image.tag=12345678")
 
