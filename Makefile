@@ -32,6 +32,12 @@ lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/mypy
 	@PYTHONPATH=operator:trainer_image $(BIN)/lint-imports
 
+test: setup ## everything, from a bare machine: lint, unit tests, local mode, the real cluster
+	@$(BIN)/python tests/run.py
+
+test-unit: setup ## the unit tests: under a minute, no cluster
+	@$(BIN)/python -m pytest -q tests/unit
+
 cluster-up: ## a Kubernetes: LEPTON_KUBECONFIG's, else kind, else one embedded in this machine (KWOK_NODES=n for more nodes)
 	@$(PYTHON) -m cluster up
 

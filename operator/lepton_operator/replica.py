@@ -24,6 +24,7 @@ from lepton_operator.client import ClusterSubstrate
 from lepton_operator.config import Config
 from lepton_operator.constants import lease_name
 from lepton_operator.coordinator.link import CoordinatorLink
+from lepton_operator.diagnosis import Diagnosis
 from lepton_operator.endpoint import LeaderEndpoint
 from lepton_operator.keys import SigningKeys
 from lepton_operator.lease import LeaseKeeper
@@ -80,6 +81,7 @@ class Replica:
         self._keys = SigningKeys(api, self._take_keys)
         self._claimants = Claimants(api, config.manager, self._look_at_all)
         in_cluster = None if config.kubeconfig else BlockingApi.in_cluster()
+        self._diagnosis = Diagnosis(api, self._cache, self._changed)
         self._lease = self._lease_keeper(in_cluster or BlockingApi.of_configuration(configuration))
         self._endpoint = LeaderEndpoint(
             api,
@@ -264,6 +266,7 @@ class Replica:
         assert self._reconciler is not None and self._authority is not None
         async with asyncio.TaskGroup() as group:
             group.create_task(self._endpoint.run(), name="endpoint")
+            group.create_task(self._diagnosis.run(), name="diagnosis")
             await self._substrate.trust(self._authority.bundle)
             self._reconciler.lead()
             self._look_at_all()
