@@ -37,6 +37,8 @@ RUN (python3 -m venv --system-site-packages /opt/lepton/venv || python3 -m venv 
  && install -d -o 65532 -g 65532 /home/lepton
 COPY trainer_image/lepton_trainer /opt/lepton/app/lepton_trainer/
 RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/lepton/app
+# A job that names no image finds the examples in its working directory.
+COPY examples/*.py /opt/lepton/examples/
 USER 65532:65532
-WORKDIR /home/lepton
+WORKDIR /opt/lepton/examples
 ENTRYPOINT ["python", "-m", "lepton_trainer.agent"]

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """As Kubernetes names its own pods: no vowels, so no words."""
 CONFLICT_SECONDS = 0.01
+LOOK_AGAIN_SECONDS = 0.05
+"""After a status write the plan is asked once more: what it waits for next is counted from the write."""
 REJECTED_STATUS_SECONDS = 30.0
 BLIND_WINDOW_SECONDS = 1.0
 BLIND_DROPS, BLIND_JOBS = 5, 2
@@ -155,7 +157,7 @@ class Reconciler:
             self._tell(job, event)
         await self._act(job, entry, decided)
         self._forget_ended(key, world)
-        return decided.wake
+        return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
         if job.intra_job_communication and not entry.service:

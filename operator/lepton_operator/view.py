@@ -224,8 +224,10 @@ def _account(draft: Draft, terminal: bool) -> None:
     elif memory.stepped or (conditions.is_true(draft.status.conditions, conditions.RUNNING) and memory.top_step is not None):
         speaker = draft.first_speaker()
         step = speaker.progress.step if speaker else None
-        behind = step is not None and memory.top_step is not None and step < memory.top_step
+        behind = max(0, (memory.top_step or 0) - step) if step is not None else 0
         category = goodput.RECOMPUTING if behind else goodput.PRODUCTIVE
+        if behind and speaker is not None:
+            draft.wait(max(0.1, behind * (speaker.progress.step_seconds or 1.0)))  # the seconds after that are productive again
     elif conditions.is_true(draft.status.conditions, conditions.RUNNING):
         # A script that reports nothing cannot be looked into: its running time counts as productive.
         reports = any(a.progress.reported for a in draft.world.agents)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -207,14 +208,33 @@ class AgentProcess:
 
     @property
     def ranks(self) -> dict[int, int]:
-        """rank -> pid of the processes that have a RANK and a parent which has none."""
+        """rank -> pid. A rank has its report file mapped, or will have it; the first process of a line of descent counts."""
         ranks: dict[int, int] = {}
-        for pid in self.processes():
-            env = environment(pid)
-            rank = env.get("RANK")
-            if rank is not None and "RANK" not in environment(parent(pid)):
-                ranks[int(rank)] = pid
+        mine = self.processes()
+        for pid in mine:
+            rank = rank_of(pid)
+            if rank is not None and rank_of(parent(pid)) is None:
+                ranks[rank] = pid
         return ranks
+
+
+def rank_of(pid: int) -> int | None:
+    """The rank of a process: by its environment when it was started cold, by the report file that it has mapped when it was forked."""
+    if "RANK" in (env := environment(pid)):
+        return int(env["RANK"])
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return None
+    found = re.search(r"/report-\d+-(\d+)", maps)
+    return int(found[1]) if found and "-m lepton_trainer.agent" not in cmdline(pid) else None
+
+
+def cmdline(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def environment(pid: int) -> dict[str, str]:

@@ -19,6 +19,7 @@ class Slices:
         self.version = 0
         self.requests: list[str] = []
         self.before_write: Any = lambda: None
+        self.stored = asyncio.Event()
 
     async def request(self, verb: str, resource: str, path: str, *, body: Any = None) -> dict[str, Any]:
         self.requests.append(verb)
@@ -35,6 +36,7 @@ class Slices:
 
     def store(self, body: dict[str, Any]) -> dict[str, Any]:
         self.version += 1
+        self.stored.set()
         self.slice = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}}
         return self.slice
 
@@ -136,8 +138,6 @@ async def test_winning_the_lease_writes_the_address_at_once_and_only_then() -> N
     assert api.requests == []
     leads = True
     subject.look_now()
-    async with asyncio.timeout(2):
-        while not subject.written:
-            await asyncio.sleep(0)
+    await asyncio.wait_for(api.stored.wait(), 2)
     assert api.address == "10.0.0.1"
     task.cancel()

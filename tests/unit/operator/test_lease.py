@@ -263,7 +263,7 @@ def test_never_do_two_lead_at_once_and_somebody_leads_in_the_end(moves: list[tup
 
 class Running:
     def __init__(self, url: str) -> None:
-        self.acquired, self.lost = threading.Event(), threading.Event()
+        self.acquired, self.lost, self.met = threading.Event(), threading.Event(), threading.Event()
         self.keeper = LeaseKeeper(
             api=BlockingApi(url),
             namespace="lepton",
@@ -271,7 +271,7 @@ class Running:
             on_acquired=self.acquired.set,
             on_renewed=lambda deadline: None,
             on_lost=self.lost.set,
-            on_other_holder=lambda holder: None,
+            on_other_holder=lambda holder: self.met.set(),
         )
         self.keeper.start()
 
@@ -281,6 +281,7 @@ def test_a_standby_takes_over_within_two_seconds_of_a_clean_end() -> None:
         first = Running(http.url)
         assert first.acquired.wait(5)
         second = Running(http.url)
+        assert second.met.wait(5)
         first.keeper.stop()
         began = time.monotonic()
         assert second.acquired.wait(5)

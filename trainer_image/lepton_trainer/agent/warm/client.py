@@ -121,6 +121,11 @@ class WarmParent:
         self._why_cold = why
         self._ready.set()
 
+    @property
+    def warming(self) -> bool:
+        """Still importing: a start would have to wait."""
+        return not self._ready.is_set()
+
     async def wait_ready(self) -> None:
         """Returns when ranks can be forked; raises `Cold`."""
         try:
