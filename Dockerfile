@@ -18,6 +18,7 @@ RUN (python3 -m venv /opt/lepton/venv || python3 -m venv --clear --without-pip -
 COPY trainer_image/lepton_trainer/*.py /opt/lepton/app/lepton_trainer/
 COPY trainer_image/lepton_trainer/protocol /opt/lepton/app/lepton_trainer/protocol/
 COPY trainer_image/lepton_trainer/agent /opt/lepton/app/lepton_trainer/agent/
+COPY crds /opt/lepton/app/lepton_operator/crds/
 COPY operator/lepton_operator /opt/lepton/app/lepton_operator/
 # The user may not write here, so the bytecode is made now; checked by nothing, because nothing changes it.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/lepton/app

@@ -1,4 +1,4 @@
-"""Renders the chart into one file for `kubectl apply -f`: `python charts/install_yaml.py [--registry R] [--tag T] [--output FILE]`.
+"""Renders the chart into one file for `kubectl apply -f`: `python charts/install_yaml.py [--registry R] [--tag T] ...`.
 
 `make install-yaml` writes `charts/install.yaml`, which a test compares with the chart. What only Helm understands is left out, and the
 namespace is made with restricted pod security enforced.
@@ -39,13 +39,13 @@ def without_helm(item: Json) -> Json:
     return item
 
 
-def build(registry: str = "", tag: str = "") -> str:
-    namespace = {
+def build(registry: str = "", tag: str = "", namespace: str = NAMESPACE) -> str:
+    home = {
         "apiVersion": "v1",
         "kind": "Namespace",
-        "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+        "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
     }
-    items = [namespace, *(without_helm(item) for item in render({"image": {"registry": registry, "tag": tag}}))]
+    items = [home, *(without_helm(item) for item in render({"image": {"registry": registry, "tag": tag}}, namespace=namespace))]
     items.sort(key=lambda item: FIRST.index(item["kind"]) if item["kind"] in FIRST else len(FIRST))
     return HEAD + "---\n".join(yaml.safe_dump(item, sort_keys=False, width=150, allow_unicode=True) for item in items)
 
@@ -54,7 +54,8 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--registry", default="", help="where both images were pushed, for example registry.example.com/team")
     options.add_argument("--tag", default="", help="of both images; the chart's appVersion if empty")
+    options.add_argument("--namespace", default=NAMESPACE, help="where the operator is to live")
     options.add_argument("--output", type=Path, default=FILE)
     chosen = options.parse_args()
-    chosen.output.write_text(build(chosen.registry, chosen.tag), encoding="utf-8")
+    chosen.output.write_text(build(chosen.registry, chosen.tag, chosen.namespace), encoding="utf-8")
     print(f"wrote {chosen.output}")

@@ -36,7 +36,6 @@ def pod_scrape_config(kubeconfig: Path, interval: str = "1s") -> dict[str, objec
         {"source_labels": [f"{annotation}_path"], "regex": "(.+)", "target_label": "__metrics_path__", "action": "replace"},
         {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
         {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
-        {"regex": "__meta_kubernetes_pod_container_.*", "action": "labeldrop"},
     ]
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},

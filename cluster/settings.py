@@ -28,7 +28,7 @@ KUBELET = STATE / "kubelet"
 POD_LOGS = STATE / "pod-logs"
 VOLUMES = STATE / "volumes"
 PAUSE_IMAGE = "docker.io/lepton/pause:1"
-CNI_NETWORK = "lepton"
+
 
 # Only writes, of everybody: benchmarks count what the operator and, because of it, the cluster's own controllers write.
 AUDIT_POLICY = {
@@ -40,7 +40,7 @@ AUDIT_POLICY = {
 
 CNI = {
     "cniVersion": "0.4.0",
-    "name": CNI_NETWORK,
+    "name": "lepton",
     "plugins": [
         {
             "type": "bridge",

@@ -2,20 +2,21 @@
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import daemons
 from cluster.addresses import BRIDGE
 from cluster.places import BUILDAH, KUBECONFIG, STATE
-from cluster.settings import CNI_NETWORK, CONTAINERD, CONTAINERD_SOCKET, KUBELET, POD_LOGS
+from cluster.settings import CONTAINERD, CONTAINERD_SOCKET, KUBELET, POD_LOGS
 from cluster.terminal import Refused, step
 
 CGROUPS = Path("/sys/fs/cgroup")
 CNI_RESULTS = Path("/var/lib/cni/results")
+SHIM_SOCKETS = Path("/run/containerd/s")
 LAST = ("kube-apiserver", "etcd")
 """Stopped one after the other at the end: without etcd the API server would hang in its own shutdown."""
 
@@ -92,34 +93,34 @@ def _network() -> None:
         _quiet("ip", "link", "delete", link.name)
     if Path("/sys/class/net", BRIDGE).exists():
         _quiet("ip", "link", "delete", BRIDGE)
-    for result in CNI_RESULTS.glob(f"{CNI_NETWORK}-*"):
-        result.unlink()
-    for folder in (CNI_RESULTS, CNI_RESULTS.parent):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    for result in CNI_RESULTS.iterdir() if CNI_RESULTS.is_dir() else ():
+        if f"{STATE}/" in result.read_text(errors="replace"):  # the path of a network namespace
+            result.unlink()
+    _remove_empty(CNI_RESULTS, CNI_RESULTS.parent)
 
 
 def _chains(program: str) -> None:
-    """Take out our chains and the rules that lead to them, and nothing else."""
-    saved = subprocess.run([f"{program}-save"], capture_output=True, text=True, check=False) if shutil.which(f"{program}-save") else None
-    if saved is None or saved.returncode:
+    if not shutil.which(f"{program}-save"):
         return
+    saved = subprocess.run([f"{program}-save"], capture_output=True, text=True, check=False).stdout
+    if script := chain_removal(saved):
+        subprocess.run([f"{program}-restore", "--noflush"], input=script, text=True, capture_output=True, check=False)
+
+
+def chain_removal(saved: str) -> str:
+    """What `iptables-restore --noflush` must read to take out Kubernetes' chains and the rules that lead to them, and nothing else.
+
+    `saved` is the output of `iptables-save`; the answer is empty where there are no such chains.
+    """
     script: list[str] = []
-    for table, lines in _tables(saved.stdout):
+    for table in re.split(r"^\*", saved, flags=re.MULTILINE)[1:]:
+        name, *lines = table.splitlines()
         chains = [line.split()[0][1:] for line in lines if line.startswith(":KUBE-")]
-        if not chains:
-            continue
-        rules = [line for line in lines if line.startswith("-A ") and not line.startswith("-A KUBE-") and " KUBE-" in line]
-        script += [f"*{table}", *(f"-D {rule[3:]}" for rule in rules)]
-        script += [*(f"-F {chain}" for chain in chains), *(f"-X {chain}" for chain in chains), "COMMIT"]
-    if script:
-        subprocess.run([f"{program}-restore", "--noflush"], input="\n".join(script) + "\n", text=True, capture_output=True, check=False)
-
-
-def _tables(saved: str) -> Iterator[tuple[str, list[str]]]:
-    for part in saved.split("\n*")[1:] if not saved.startswith("*") else saved[1:].split("\n*"):
-        name, *lines = part.splitlines()
-        yield name, lines
+        leading = [line[3:] for line in lines if re.match(r"-A (?!KUBE-).* -[jg] KUBE-", line)]
+        if chains:
+            script += [f"*{name}", *(f"-D {rule}" for rule in leading)]
+            script += [*(f"-F {chain}" for chain in chains), *(f"-X {chain}" for chain in chains), "COMMIT"]
+    return "".join(f"{line}\n" for line in script)
 
 
 def _cgroups() -> None:
@@ -144,9 +145,12 @@ def _restore_sysctls() -> None:
 
 
 def _files(purge: bool) -> None:
-    for address in CONTAINERD.glob("state/io.containerd.runtime.v2.task/k8s.io/*/address"):
-        with contextlib.suppress(OSError):
-            Path(address.read_text().strip().removeprefix("unix://")).unlink()
+    # A socket's name does not tell whose shim it was; one that nobody has open is of no use to anybody.
+    in_use = Path("/proc/net/unix").read_text()
+    for socket in SHIM_SOCKETS.iterdir() if SHIM_SOCKETS.is_dir() else ():
+        if str(socket) not in in_use:
+            socket.unlink()
+    _remove_empty(SHIM_SOCKETS, SHIM_SOCKETS.parent)
     links = Path("/var/log/containers")
     for link in links.glob("*.log") if links.is_dir() else ():
         if link.is_symlink() and str(link.readlink()).startswith(f"{POD_LOGS}/"):
@@ -156,9 +160,7 @@ def _files(purge: bool) -> None:
     for leftover in ("kubelet.sock", "kubelet_internal_checkpoint", "DEPRECATION"):
         with contextlib.suppress(OSError):
             (plugins / leftover).unlink()
-    for folder in (plugins, plugins.parent, links):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    _remove_empty(plugins, plugins.parent, links)
     for name in ("etcd", "cni-addresses", "prometheus", "volumes"):
         shutil.rmtree(STATE / name, ignore_errors=True)
     for folder in (KUBELET, POD_LOGS, CONTAINERD / "state", CONTAINERD / "runc", STATE / "processes"):
@@ -166,6 +168,12 @@ def _files(purge: bool) -> None:
     KUBECONFIG.unlink(missing_ok=True)
     if purge:
         shutil.rmtree(STATE, ignore_errors=True)
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _lines(*command: str) -> list[str]:

@@ -109,7 +109,7 @@ class Api:
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
         for last in (False, True):
             try:
-                headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "lepton-operator"}
+                headers = {"Accept": "application/json, */*;q=0.5", "Content-Type": content_type, "User-Agent": "lepton-operator"}
                 await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
                 response = await self._client.rest_client.request(method, url, headers=headers, body=body, _request_timeout=limits)
                 return response.status, response.headers, await response.read()

@@ -1,36 +1,24 @@
-"""The coordinator's identity: a CA of ten years in one Secret, filled once by the leader, and leaf certificates of a day signed by it.
+"""The coordinator's certificates: a CA of ten years and leaves of a week signed by it. P-256, PEM; the time is passed in.
 
-Workers trust the Secret's bundle, which reaches them as a pod annotation. When a new CA is due, the bundle holds the new and the old one.
+When a new CA is due, what workers trust (`Authority.bundle`) holds the new and the old one.
 """
 
-import base64
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from lepton_operator.api import Api
-from lepton_operator.substrate import Conflict
-
-log = logging.getLogger(__name__)
-
 CA_LIFE = timedelta(days=3650)
 CA_RENEW = timedelta(days=365)
 """A CA with less time left than this is followed by a new one."""
 LEAF_LIFE = timedelta(days=7)
-LEAF_ROTATE_SECONDS = 86400.0
 BACKDATE = timedelta(minutes=10)
 """For clocks that differ between nodes."""
-CERTIFICATE, KEY = "ca.crt", "ca.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +33,7 @@ class Authority:
         return x509.load_pem_x509_certificate(self.bundle.encode())
 
     def due(self, now: datetime) -> bool:
+        """Whether another one has to be made; raises ValueError when this is none."""
         return self.certificate.not_valid_after_utc - now < CA_RENEW
 
 
@@ -120,54 +109,3 @@ def _pem(certificate: x509.Certificate) -> str:
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
-
-
-class AuthoritySecret:
-    """The one Secret; needs `get` and `patch` on its name. Errors are `api`'s."""
-
-    def __init__(self, api: Api, namespace: str, name: str) -> None:
-        self._api = api
-        self._path = f"/api/v1/namespaces/{namespace}/secrets/{name}"
-
-    async def read(self) -> Authority | None:
-        """What the Secret holds; None while it is empty. Raises `Gone` when the Secret itself is missing."""
-        return _authority(await self._api.request("get", "secrets", self._path))
-
-    async def fill(self, now: datetime) -> Authority:
-        """For the leader: the Secret's CA, made now if there is none or it is due. Another's write between is kept."""
-        while True:
-            body = await self._api.request("get", "secrets", self._path)
-            found = _authority(body)
-            if found is not None and not found.due(now):
-                return found
-            made = new_authority(now, found)
-            encoded = {CERTIFICATE: made.bundle, KEY: made.key}
-            patch = {
-                "metadata": {"resourceVersion": body["metadata"]["resourceVersion"]},
-                "data": {name: base64.b64encode(text.encode()).decode() for name, text in encoded.items()},
-            }
-            try:
-                await self._api.request("patch", "secrets", self._path, body=patch, content_type="application/merge-patch+json")
-            except Conflict:
-                continue
-            log.info("made a %s CA for the coordinator", "new" if found else "first")
-            return made
-
-
-def _authority(body: dict[str, Any]) -> Authority | None:
-    data = body.get("data") or {}
-    if not data.get(CERTIFICATE) or not data.get(KEY):
-        return None
-    return Authority(base64.b64decode(data[CERTIFICATE]).decode(), base64.b64decode(data[KEY]).decode())
-
-
-def write_leaf(folder: Path, authority: Authority, hosts: Sequence[str], number: int) -> tuple[str, str]:
-    """Writes a fresh leaf, readable by us alone; the paths (certificate, key). They differ by `number`, so no reader ever sees half."""
-    certificate, key = new_leaf(authority, hosts, datetime.now(UTC))
-    paths = (folder / f"leaf-{number}.crt", folder / f"leaf-{number}.key")
-    for path, text in zip(paths, (certificate, key), strict=True):
-        path.touch(mode=0o600)
-        path.write_text(text)
-    for suffix in ("crt", "key"):
-        (folder / f"leaf-{number - 2}.{suffix}").unlink(missing_ok=True)
-    return os.fspath(paths[0]), os.fspath(paths[1])

@@ -3,8 +3,10 @@
 Every write is conditional (status and deletes) or idempotent (creates by a name chosen once), so that repeating one is always safe.
 """
 
+import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from lepton_operator import constants as c
@@ -13,13 +15,14 @@ from lepton_operator.cache import JOBS, PODS, Cache
 from lepton_operator.events import Recorder
 from lepton_operator.job import Job
 from lepton_operator.manifests import PodDefaults, build_pod, build_service
-from lepton_operator.projection import owner_of, read_pod
+from lepton_operator.projection import Pod, digest, owner_of, read_pod
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Unavailable
-from lepton_operator.worker import Worker
+from lepton_operator.worker import Phase, Worker
 
 log = logging.getLogger(__name__)
 
 SERVICE_CHECK_SECONDS = 600.0
+TRUST_BATCH = 16
 
 
 class ClusterSubstrate:
@@ -99,12 +102,29 @@ class ClusterSubstrate:
             raise Rejected("NamespaceMissing", str(error)) from None
         except Conflict as error:
             raise Unavailable(str(error), retry_after=0.2) from None
-        self._services[job.uid] = now
+        self._services = {uid: seen for uid, seen in self._services.items() if now - seen < SERVICE_CHECK_SECONDS} | {job.uid: now}
 
     async def emit(self, job: Job, event: Event) -> None:
         await self._events.emit(job, event)
 
-    def forget(self, job_uid: str) -> None:
-        """The job is gone: its series of events and its Service are not remembered."""
-        self._events.forget(job_uid)
-        self._services.pop(job_uid, None)
+    async def trust(self, ca: str) -> int:
+        """Makes `ca` (PEM) what workers trust, those that exist too; how many had to be told. Only a new CA costs writes."""
+        self.defaults = replace(self.defaults, ca=ca)
+        behind = [
+            pod
+            for pod in self._cache.pods()
+            if pod.owner_uid and pod.ca != digest(ca) and pod.worker.phase in (Phase.PENDING, Phase.RUNNING) and not pod.worker.deleting
+        ]
+        for at in range(0, len(behind), TRUST_BATCH):
+            await asyncio.gather(*(self._tell_ca(pod, ca) for pod in behind[at : at + TRUST_BATCH]))
+        return len(behind)
+
+    async def _tell_ca(self, pod: Pod, ca: str) -> None:
+        patch = {"metadata": {"uid": pod.worker.uid, "annotations": {c.ANNOTATION_CA: ca}}}
+        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.worker.name}"
+        try:
+            body = await self._api.request("patch", "pods", path, body=patch, content_type="application/merge-patch+json")
+        except (Conflict, Gone, Rejected) as error:
+            log.info("pod %s was not told of the CA: %s", pod.worker.name, error, extra={"job": pod.job_key})
+            return
+        self._cache.apply(PODS, body)

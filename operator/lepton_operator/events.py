@@ -94,10 +94,3 @@ class Recorder:
             for key, series in list(self._series.items()):
                 if series.task is None and now - series.written > FORGET_SECONDS:
                     del self._series[key]
-
-    def forget(self, job_uid: str) -> None:
-        """The job is gone: what still waits is not written any more."""
-        for key in [key for key in self._series if key[0] == job_uid]:
-            series = self._series.pop(key)
-            if series.task is not None:
-                series.task.cancel()

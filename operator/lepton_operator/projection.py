@@ -1,6 +1,7 @@
 """From the API's JSON to what decisions need: a Pod becomes a `Worker`, a Node becomes "ready or not". Pure; the words of whoever reported
 a trouble (kubelet, scheduler) are kept for the user."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ class Pod:
     owner_uid: str  # of the controlling LeptonTrainingJob
     owner_name: str
     labelled_job: str
+    ca: str  # digest of the CA that it was told to trust
     worker: Worker
 
     @property
@@ -81,8 +83,13 @@ def read_pod(body: Json) -> Pod:
         owner_uid=owner_uid,
         owner_name=owner_name,
         labelled_job=str(labels.get(c.LABEL_JOB_NAME, "")),
+        ca=digest(str(annotations.get(c.ANNOTATION_CA, ""))),
         worker=worker,
     )
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_node_ready(body: Json) -> bool:

@@ -70,20 +70,24 @@ class WorkQueue:
         self._failures.pop(key, None)
         self._due.pop(key, None)
 
-    async def run(self, workers: int, work: Callable[[str], Awaitable[float | None]]) -> None:
-        """Works until cancelled. `work` returns the seconds until its key is due again, or None; its exceptions are back-offs."""
+    async def run(
+        self, workers: int, work: Callable[[str], Awaitable[float | None]], waited: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        """Works until cancelled. `work` returns the seconds until its key is due again, or None; its exceptions are back-offs.
+
+        `waited` is told for how long each key had been ready."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._timer(), name="workqueue timer")
             for number in range(workers):
-                group.create_task(self._worker(work), name=f"workqueue {number}")
+                group.create_task(self._worker(work, waited), name=f"workqueue {number}")
 
-    async def _worker(self, work: Callable[[str], Awaitable[float | None]]) -> None:
+    async def _worker(self, work: Callable[[str], Awaitable[float | None]], waited: Callable[[float], None]) -> None:
         while True:
             while not self._ready:
                 self._wake.clear()
                 await self._wake.wait()
             key = self._ready.popleft()
-            del self._queued[key]
+            waited(_now() - self._queued.pop(key))
             self._active.add(key)
             self._due.pop(key, None)  # whatever it was to come back for is looked at now
             try:

@@ -21,8 +21,8 @@ def job_body(name: str = "digits", namespace: str = "team", uid: str = "job-1", 
     }
 
 
-def job(**spec: Any) -> Job:
-    return read_job(job_body(**spec))
+def job(**parts: Any) -> Job:
+    return read_job(job_body(**parts))
 
 
 def owner(uid: str = "job-1", name: str = "digits") -> Json:

@@ -1,8 +1,6 @@
 """The real API server accepts the CRD and refuses what local mode refuses, in the same words (the table is `wrong_manifests`)."""
 
 import json
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
+from kube import Kubectl, eventually
 from lepton_operator.local.crd import FILE, crd, job_schema
 from lepton_operator.local.validation import ManifestError, validate
 from wrong_manifests import RIGHT, RIGHT_UPDATES, WRONG, Wrong, job
@@ -22,37 +21,28 @@ KIND = {"group": "training.lepton.ai", "version": "v1alpha1", "namespace": NAMES
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[client.CustomObjectsApi]:
-    config.load_kube_config()
+def kubectl(kubeconfig: Path) -> Kubectl:
+    return Kubectl(kubeconfig, NAMESPACE)
+
+
+@pytest.fixture(scope="module")
+def api(kubeconfig: Path, kubectl: Kubectl) -> Iterator[client.CustomObjectsApi]:
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
     kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))
-    core = client.CoreV1Api()
-    try:
-        core.create_namespace({"metadata": {"name": NAMESPACE}})
-    except ApiException as error:
-        if error.status != 409:
-            raise
-    custom = client.CustomObjectsApi()
-    wait_until_served(custom)
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    custom = client.CustomObjectsApi(config.new_client_from_config(str(kubeconfig)))
+    eventually(lambda: is_served(custom))
     yield custom
-    core.delete_namespace(NAMESPACE)
+    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
-def kubectl(*arguments: str) -> str:
-    return subprocess.run(["kubectl", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
-
-
-def wait_until_served(custom: client.CustomObjectsApi) -> None:
+def is_served(custom: client.CustomObjectsApi) -> bool:
     """A new or changed schema is in force a moment after the CRD is Established."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            custom.create_namespaced_custom_object(**KIND, body=job(), dry_run="All", field_validation="Strict")
-            return
-        except ApiException:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    try:
+        create(custom, job())
+        return True
+    except ApiException:
+        return False
 
 
 def create(custom: client.CustomObjectsApi, manifest: dict[str, Any], dry_run: str | None = "All") -> dict[str, Any]:
@@ -118,7 +108,7 @@ def test_the_api_server_accepts_a_right_update(api: client.CustomObjectsApi, upd
     assert replace(api, job(before), job(after))["spec"] == validate(job(after))["spec"]
 
 
-def test_kubectl_explain_describes_every_field(api: client.CustomObjectsApi) -> None:
+def test_kubectl_explain_describes_every_field(api: client.CustomObjectsApi, kubectl: Kubectl) -> None:
     document = json.loads(kubectl("get", "--raw", "/openapi/v3/apis/training.lepton.ai/v1alpha1"))
     served = document["components"]["schemas"]["ai.lepton.training.v1alpha1.LeptonTrainingJob"]
     assert [path for path in undescribed(served) if not path.startswith(".metadata")] == []
@@ -146,7 +136,7 @@ def test_a_scaled_job_is_refused_below_its_minimum_by_the_scale_subresource(api:
         api.delete_namespaced_custom_object(**KIND, name="right")
 
 
-def test_the_columns_show_what_the_status_holds(api: client.CustomObjectsApi) -> None:
+def test_the_columns_show_what_the_status_holds(api: client.CustomObjectsApi, kubectl: Kubectl) -> None:
     create(api, job(), dry_run=None)
     status = yaml.safe_load(
         """
@@ -157,7 +147,7 @@ def test_the_columns_show_what_the_status_holds(api: client.CustomObjectsApi) ->
     )
     try:
         api.patch_namespaced_custom_object_status(**KIND, name="right", body={"status": status})
-        head, row = kubectl("get", "ltj", "right", "-n", NAMESPACE, "-o", "wide").splitlines()
+        head, row = kubectl("get", "ltj", "right", "-o", "wide").splitlines()
         assert head.split() == ["NAME", *(column["name"].upper() for column in crd()["spec"]["versions"][0]["additionalPrinterColumns"])]
         assert row.split()[:8] == ["right", "Running", "7/8", "120", "42%", "NaN", "1.2k", "samples/s"]
         assert row.split()[8:10] == ["12m", "2"]

@@ -129,14 +129,16 @@ def test_a_named_kubeconfig_that_does_not_answer_is_refused_with_its_path_and_le
 def test_without_root_up_says_so_and_points_at_local_mode(tmp_path: Path) -> None:
     # A copy, because an ordinary user may not be able to read the checkout.
     shutil.copytree(CHECKOUT / "cluster", tmp_path / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == os.getuid() and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o055)
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    os.chown(cache, 65534, 65534)
     interpreter = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
     done = subprocess.run(
         [interpreter, "-m", "cluster", "up"],
         cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "LEPTON_CACHE": str(tmp_path / "cache")},
+        env={"PATH": os.environ["PATH"], "LEPTON_CACHE": str(cache)},
         user=65534,
         capture_output=True,
         text=True,

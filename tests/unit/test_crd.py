@@ -14,7 +14,7 @@ from lepton_operator import status
 from lepton_operator.local.crd import crd, crd_text, job_schema
 from lepton_operator.local.rules import RULES, broken_rules
 from lepton_operator.local.schema import with_defaults
-from lepton_trainer.protocol import names
+from lepton_trainer.protocol import names, patterns
 
 Schema = dict[str, Any]
 
@@ -66,6 +66,12 @@ def test_the_names_reserved_in_env_are_those_of_the_protocol() -> None:
         assert f"'{name}'" in rule or name.startswith("TORCHELASTIC_"), name
     assert f"'{names.WARM_START}'" in rule
     assert f"'{names.PRELOAD}'" in rule
+
+
+def test_the_numbers_to_be_found_in_logs_are_those_of_the_protocol() -> None:
+    entry = job_schema()["properties"]["spec"]["properties"]["metrics"]["properties"]["fromLogs"]["items"]
+    assert entry["properties"]["name"]["enum"] == list(patterns.NAMES)
+    assert entry["properties"]["pattern"]["maxLength"] <= patterns.PATTERN_LIMIT
 
 
 @pytest.mark.parametrize(("path", "index"), rules(), ids=lambda part: str(part))

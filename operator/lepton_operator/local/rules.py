@@ -49,7 +49,7 @@ def _evaluate(rule: dict[str, str], value: Any, old: Any, schema: Schema, path: 
     where = path + rule.get("fieldPath", "")
     where = where if path else where.removeprefix(".")
     if outcome.type() == cel.Type.ERROR:
-        return Problem(path, "Invalid value", f"{outcome.value()} evaluating rule: {rule.get('message', rule['rule'])}")
+        return invalid(path, schema.get("type", ""), f"{outcome.value()} evaluating rule: {rule.get('message', rule['rule'])}")
     if outcome.value() is True:
         return None
     detail = rule.get("message", "")

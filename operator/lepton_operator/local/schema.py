@@ -75,7 +75,7 @@ def unknown_fields(value: Any, schema: Schema, path: str = "") -> Iterator[str]:
                 yield where
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from unknown_fields(item, schema.get("items", {PRESERVE: True}), f"{path}[{index}]")
+            yield from unknown_fields(item, schema.get("items", {PRESERVE: schema.get(PRESERVE, False)}), f"{path}[{index}]")
 
 
 def with_defaults(value: Any, schema: Schema) -> Any:
@@ -106,7 +106,6 @@ def faults(value: Any, schema: Schema, path: str = "") -> Iterator[Problem]:
     if allowed and found not in allowed and not (found == "integer" and "number" in allowed):
         message = f'{path} in body must be of type {",".join(allowed)}: "{found}"'
         yield invalid(path, found, message, blocks_rules=True)
-        return
     if isinstance(value, str):
         yield from _string_faults(value, schema, path)
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -121,7 +120,7 @@ def faults(value: Any, schema: Schema, path: str = "") -> Iterator[Problem]:
 
 
 def duplicates(value: Any, schema: Schema, path: str = "") -> Iterator[Problem]:
-    """Entries of a list map that have the keys of an earlier one; each key set is reported once."""
+    """Entries of list maps that are none, or have the keys of an earlier one; each set of keys is reported once."""
     if isinstance(value, dict):
         extra = schema.get("additionalProperties")
         for key, item in value.items():
@@ -131,15 +130,23 @@ def duplicates(value: Any, schema: Schema, path: str = "") -> Iterator[Problem]:
                 yield from duplicates(item, extra, f"{path}[{key}]")
     elif isinstance(value, list):
         if schema.get("x-kubernetes-list-type") == "map":
-            counts: dict[str, int] = {}
-            for index, item in enumerate(value):
-                keys = {key: item[key] for key in schema["x-kubernetes-list-map-keys"] if key in item} if isinstance(item, dict) else {}
-                seen = json.dumps(keys, sort_keys=True)
-                counts[seen] = counts.get(seen, 0) + 1
-                if counts[seen] == 2:
-                    yield Problem(f"{path}[{index}]", "Duplicate value", value=keys, shows_value=True)
+            yield from _list_map_faults(value, schema["x-kubernetes-list-map-keys"], path)
         for index, item in enumerate(value):
             yield from duplicates(item, schema.get("items", {}), f"{path}[{index}]")
+
+
+def _list_map_faults(entries: list[Any], keys: list[str], path: str) -> Iterator[Problem]:
+    for index, entry in enumerate(entries):
+        if entry is not None and not isinstance(entry, dict):
+            yield invalid(f"{path}[{index}]", entry, "must be an object for an array of list-type map")
+            return
+    counts: dict[str, int] = {}
+    for index, entry in enumerate(entries):
+        given = {key: entry[key] for key in keys if key in (entry or {})}
+        seen = json.dumps(given, sort_keys=True)
+        counts[seen] = counts.get(seen, 0) + 1
+        if counts[seen] == 2:
+            yield Problem(f"{path}[{index}]", "Duplicate value", value=given, shows_value=True)
 
 
 def _string_faults(value: str, schema: Schema, path: str) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -46,6 +47,8 @@ class Coordinator:
         self.greet: Callable[[m.Join], None] = lambda join: None
         self.on_state: Callable[[int, m.State], None] = lambda worker, state: None
         self.port = 0
+        self.beating = True
+        self._beats: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
         self._seq = 0
         self._server: asyncio.Server | None = None
@@ -53,9 +56,18 @@ class Coordinator:
     async def start(self, port: int = 0) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.port = self._server.sockets[0].getsockname()[1]
+        self._beats = asyncio.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        while self.beating:
+            await asyncio.sleep(1)
+            for peer in self.peers.values():
+                if not peer.gone:
+                    peer.writer.write(encode(m.Beat()))
 
     async def stop(self) -> None:
-        assert self._server is not None
+        assert self._server is not None and self._beats is not None
+        self._beats.cancel()
         self._server.close()
         for peer in self.peers.values():
             peer.writer.transport.abort()
@@ -196,14 +208,33 @@ class AgentProcess:
 
     @property
     def ranks(self) -> dict[int, int]:
-        """rank -> pid of the processes that have a RANK and a parent which has none."""
+        """rank -> pid. A rank has its report file mapped, or will have it; the first process of a line of descent counts."""
         ranks: dict[int, int] = {}
-        for pid in self.processes():
-            env = environment(pid)
-            rank = env.get("RANK")
-            if rank is not None and "RANK" not in environment(parent(pid)):
-                ranks[int(rank)] = pid
+        mine = self.processes()
+        for pid in mine:
+            rank = rank_of(pid)
+            if rank is not None and rank_of(parent(pid)) is None:
+                ranks[rank] = pid
         return ranks
+
+
+def rank_of(pid: int) -> int | None:
+    """The rank of a process: by its environment when it was started cold, by the report file that it has mapped when it was forked."""
+    if "RANK" in (env := environment(pid)):
+        return int(env["RANK"])
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return None
+    found = re.search(r"/report-\d+-(\d+)", maps)
+    return int(found[1]) if found and "-m lepton_trainer.agent" not in cmdline(pid) else None
+
+
+def cmdline(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def environment(pid: int) -> dict[str, str]:

@@ -189,7 +189,7 @@ async def test_a_final_refusal_ends_the_agent_and_says_why(tmp_path: Path) -> No
 async def test_an_agent_leaves_a_silent_coordinator_and_joins_again(tmp_path: Path) -> None:
     command = script(tmp_path, "import time; time.sleep(60)")
     async with coordinator() as it:
-        it.welcome = m.Welcome(m.VERSION, silence_seconds=0.4)
+        it.welcome, it.beating = m.Welcome(m.VERSION, silence_seconds=0.4), False
         async with agents(tmp_path, it, command) as _:
             await it.until(lambda: it.peers[0].connections >= 2, 3)
 

@@ -182,9 +182,8 @@ async def test_the_service_is_made_once_and_a_foreign_one_is_left_alone(fake, su
     await substrate.ensure_service(asking)
     assert len(fake.requests) == 1
     fake.answers = [status(409, "AlreadyExists", "exists"), (200, {"metadata": {"name": "digits"}})]
-    substrate.forget("job-1")
     with pytest.raises(Rejected, match="does not belong to this job"):
-        await substrate.ensure_service(asking)
+        await substrate.ensure_service(job(uid="job-2", intraJobCommunication=True))
 
 
 async def test_a_list_is_paged_and_an_expired_page_is_told(fake, api):

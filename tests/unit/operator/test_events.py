@@ -83,12 +83,3 @@ async def test_an_event_that_is_refused_is_logged_and_not_raised(fake, recorder,
     fake.answers = [status(403, "Forbidden", "exceeded quota: count/events")]
     await recorder.emit(job(), warning("no room"))
     assert "no room" in caplog.text and "exceeded quota" in caplog.text
-
-
-async def test_a_job_that_is_gone_is_told_nothing_more(fake, recorder, monkeypatch):
-    monkeypatch.setattr(events, "FIRST_GAP", 0.03)
-    await recorder.emit(job(), warning("one"))
-    await recorder.emit(job(), warning("two"))
-    recorder.forget("job-1")
-    await asyncio.sleep(0.1)
-    assert len(fake.requests) == 1

@@ -3,9 +3,9 @@
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from simulation import Simulation
 
 from lepton_operator import conditions
+from simulation import Simulation
 
 number = st.integers(0, 5)
 
@@ -94,6 +94,11 @@ class Generations(RuleBasedStateMachine):
 
 
 Generations.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=120,
+    stateful_step_count=30,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
 )
 TestGenerations = Generations.TestCase

@@ -20,6 +20,7 @@ _HEADER = "Traceback (most recent call last):"
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 _EXCEPTION = re.compile(r"^(?:[\w.]+\.)?([A-Z_]\w*)(?:: (.*)|)$")
 _NOT_USER_CODE = re.compile(r"site-packages|dist-packages|/lib/python3|/lepton_trainer/(?:agent|protocol|report\.py)|^<")
+_TORCH_PREFIX = re.compile(r"^\[rank\d+\]: ?")  # what torch.distributed's excepthook puts before every line
 _CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
 
 # What a rank says that failed inside a collective because another one went away or stopped.
@@ -36,7 +37,7 @@ def find_traceback(text: str) -> str:
 
     A syntax error in the main script has no header; its block starts at the `File` line.
     """
-    lines = text.splitlines()
+    lines = [_TORCH_PREFIX.sub("", line) for line in text.splitlines()]
     start = _last_start(lines)
     if start is None:
         return ""

@@ -16,6 +16,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Set
 from lepton_trainer.agent import failures, processes
 from lepton_trainer.agent.logs import Output, RankLog
 from lepton_trainer.agent.settings import Settings
+from lepton_trainer.agent.warm.client import WarmParent
 from lepton_trainer.protocol import names
 from lepton_trainer.protocol.messages import Order, ProcessExit
 from lepton_trainer.protocol.slot import CALLS, SIZE, SlotReader
@@ -98,6 +99,19 @@ class Group:
             os.close(nothing)
         self.attach(rank, pid, reading, output, on_line)
 
+    async def start_warm(self, rank: Rank, warm: WarmParent, output: Output, on_line: Optional[Callable[[str], None]]) -> None:
+        """Forks `rank` from the warm parent; raises `Cold`, and OSError when the run directory is full."""
+        fifo = log_file(rank)
+        os.mkfifo(fifo, 0o600)
+        reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        imports = str(self.settings.run_dir / "imports") if rank.local_rank == 0 else ""
+        try:
+            await warm.fork(rank.env, fifo, imports, lambda pid: self.attach(rank, pid, reading, output, on_line))
+        finally:
+            if rank.log is None:
+                os.close(reading)
+                fifo.unlink()
+
     def signal(self, number: int) -> None:
         processes.send([rank.pid for rank in self.living], number)
 
@@ -136,11 +150,16 @@ class Group:
         for rank in self.ranks:
             if rank.log is not None:
                 rank.log.close()
-            for path in (rank.report_file, rank.error_file):
+            for path in (rank.report_file, rank.error_file, log_file(rank)):
                 try:
                     path.unlink()
                 except FileNotFoundError:
                     continue
+
+
+def log_file(rank: Rank) -> Path:
+    """The named pipe through which a warm rank writes its output: a descriptor would need a socket to travel through."""
+    return rank.report_file.with_name(rank.report_file.name + ".log")
 
 
 def cannot_start(settings: Settings, rank: int, local_rank: int, error: OSError) -> ProcessExit:

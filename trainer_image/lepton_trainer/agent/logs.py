@@ -119,6 +119,7 @@ class RankLog:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._line = ""
         self._returned = False  # the line so far ended in a carriage return: what follows replaces it
+        self._passed_on = False  # the timer has emitted the beginning of this line
         self._held: Optional[asyncio.TimerHandle] = None
         self._tail: Deque[str] = deque()
         self._tail_size = 0
@@ -170,7 +171,7 @@ class RankLog:
         lines = text.split("\n")
         for line in lines[:-1]:
             self._append(line)
-            self._flush_line()
+            self._end_line()
         self._append(lines[-1])
         if self._line and self._held is None:
             self._held = self._loop.call_later(SILENT_SECONDS, self._flush_line)
@@ -190,14 +191,23 @@ class RankLog:
             piece, self._line = self._line[:PIECE], self._line[PIECE:]
             self._emit(piece)
 
+    def _end_line(self) -> None:
+        """A newline has come; what the timer has passed on already is not repeated as an empty line."""
+        if self._line or not self._passed_on:
+            line, self._line = self._line, ""
+            self._emit(line)
+        self._flush_line()
+        self._passed_on = False
+
     def _flush_line(self) -> None:
+        """Passes on the text that has no line end yet."""
         if self._held is not None:
             self._held.cancel()
             self._held = None
-        if self._line or not self._returned:
+        if self._line:
             line, self._line = self._line, ""
-            if line or self._open:
-                self._emit(line)
+            self._emit(line)
+            self._passed_on = True
         self._returned = False
 
     def _emit(self, line: str) -> None:

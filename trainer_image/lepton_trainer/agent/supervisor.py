@@ -5,6 +5,7 @@ older one at once; a lower one is refused. Without a coordinator training goes o
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -80,6 +81,7 @@ class Supervisor:
             self._loop.add_signal_handler(number, self._forward, number)
         if self._warm is not None:
             self._warm.start()
+            self._spawn(self._tell_when_warm(self._warm))
         await self._serve_metrics()
         self._spawn(self._keep_link())
         self._spawn(self._tell_telemetry())
@@ -100,6 +102,12 @@ class Supervisor:
             self._group.close()
         self._output.drain()
         return code
+
+    async def _tell_when_warm(self, warm: WarmParent) -> None:
+        """A group grows by this worker once it would not have to wait for imports."""
+        with contextlib.suppress(Cold):
+            await warm.wait_ready()
+        self._tell()
 
     def _spawn(self, work: "Coroutine[Any, Any, None]") -> "asyncio.Task[None]":
         task = self._loop.create_task(work)
@@ -204,6 +212,7 @@ class Supervisor:
             exits=tuple(self._group.exits[:8]) if self._group is not None else (),
             leaving=self._leaving,
             can_stop=self._could_stop,
+            warming=self._warm is not None and self._warm.warming,
             stop=self._stop_reply,
             cold_start=self._cold_start,
             refusal=self._refusal,
@@ -211,6 +220,8 @@ class Supervisor:
         )
 
     def _tell(self) -> None:
+        if self._phase in (m.FAILED, m.SUCCEEDED, m.STOPPED):
+            self._link.send(m.Telemetry(self._meter.progress()))  # the last word of ranks that say no more
         self._link.send(self._state())
 
     def _receive(self, message: Any) -> None:
@@ -277,7 +288,7 @@ class Supervisor:
         if self._warm is None:
             return g.free_port()
         try:
-            return await self._warm.open_store()
+            return await self._warm.open_store() or g.free_port()
         except Cold as cold:
             self._cold_start = str(cold)
             return g.free_port()
@@ -459,7 +470,7 @@ class Supervisor:
             if self._phase != m.STOPPED:
                 self._phase = m.STOPPED if group.stop_committed or group.terminated else m.SUCCEEDED
             self._timings["ended"] = time.time()
-            self._kill_leftovers()
+            self._kill_leftovers(keep_store=True)  # other workers' ranks may still need it
             self._tell()
 
     def _fail(self) -> None:
@@ -478,8 +489,8 @@ class Supervisor:
             self._warm.close_store()
         self._kill_leftovers()
 
-    def _kill_leftovers(self) -> bool:
-        spared = {self._warm.pid} if self._warm is not None else set()
+    def _kill_leftovers(self, keep_store: bool = False) -> bool:
+        spared = {self._warm.pid, self._warm.store_pid if keep_store else 0} if self._warm is not None else set()
         rest = processes.descendants([os.getpid()]) - spared
         processes.send(rest, signal.SIGKILL)
         return bool(rest)
