@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := requirements/operator.lock requirements/trainer.lock requirements/dev.lock
 
-.PHONY: help setup lock lint test test-unit
+.PHONY: help setup lock lint test test-unit cluster-up cluster-down cluster-status cluster-prepare images push demo
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -23,11 +23,46 @@ UV_COMPILE = uv pip compile -q pyproject.toml --universal --python-version 3.11 
 lock: ## resolve the dependencies anew (after a change of pyproject.toml)
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q uv; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	$(UV_COMPILE) --extra operator --extra trainer --extra dev -o requirements/dev.lock; \
+	$(UV_COMPILE) --extra operator --extra local --extra trainer --extra dev -o requirements/dev.lock; \
 	$(UV_COMPILE) --extra operator -c requirements/dev.lock -o requirements/operator.lock; \
-	$(UV_COMPILE) --extra trainer -c requirements/dev.lock --no-emit-package torch -o requirements/trainer.lock
+	$(UV_COMPILE) --extra trainer-image -c requirements/dev.lock -o requirements/trainer.lock
 
 lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PYTHONPATH=operator:trainer_image $(BIN)/lint-imports
+
+test: setup ## everything, from a bare machine: lint, unit tests, local mode, the real cluster
+	@$(BIN)/python tests/run.py
+
+test-unit: setup ## the unit tests: under a minute, no cluster
+	@$(BIN)/python -m pytest -q tests/unit
+
+cluster-up: ## a Kubernetes: LEPTON_KUBECONFIG's, else kind, else one embedded in this machine (KWOK_NODES=n for more nodes)
+	@$(PYTHON) -m cluster up
+
+cluster-prepare: ## builds and fetches beforehand all that the cluster, the images and the tests need, once per machine
+	@$(PYTHON) -m cluster prepare
+
+cluster-down: ## takes it down, leaving nothing of it behind
+	@$(PYTHON) -m cluster down
+
+cluster-status: ## what runs of it
+	@$(PYTHON) -m cluster status
+
+demo: ## all of it on a real cluster: a job that loses worker 0 in the middle and goes on
+	@$(PYTHON) -m demo.on_cluster
+
+images: ## builds both images and brings them into the cluster
+	@$(PYTHON) -m cluster images
+
+push: ## builds both images and pushes them: make push REGISTRY=example.org/team [TAG=1.2.3]
+	@test -n "$(REGISTRY)" || { echo "make push REGISTRY=example.org/team [TAG=1.2.3]" >&2; exit 2; }
+	@$(PYTHON) -m cluster push "$(REGISTRY)" $(if $(TAG),--tag "$(TAG)")
+
+.PHONY: dashboard install-yaml
+dashboard: setup ## the chart's Grafana dashboard, from charts/dashboard.py
+	@$(BIN)/python charts/dashboard.py
+install-yaml: setup ## charts/install.yaml, from the chart (REGISTRY=, TAG=: of your images)
+	@cp crds/*.yaml charts/lepton-operator/files/crd.yaml
+	@$(BIN)/python charts/install_yaml.py --registry "$(REGISTRY)" --tag "$(TAG)"

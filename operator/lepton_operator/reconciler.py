@@ -6,7 +6,6 @@ A key is reconciled by one task at a time (`workqueue` sees to that). Nothing is
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -23,6 +22,8 @@ log = logging.getLogger(__name__)
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """As Kubernetes names its own pods: no vowels, so no words."""
 CONFLICT_SECONDS = 0.01
+LOOK_AGAIN_SECONDS = 0.05
+"""After a status write the plan is asked once more: what it waits for next is counted from the write."""
 REJECTED_STATUS_SECONDS = 30.0
 BLIND_WINDOW_SECONDS = 1.0
 BLIND_DROPS, BLIND_JOBS = 5, 2
@@ -156,7 +157,7 @@ class Reconciler:
             self._tell(job, event)
         await self._act(job, entry, decided)
         self._forget_ended(key, world)
-        return decided.wake
+        return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
         if job.intra_job_communication and not entry.service:
@@ -250,8 +251,3 @@ class Reconciler:
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
         entry.summary = replace(summary, counters=counters, loss=loss)
         return entry.summary
-
-
-def boottime() -> Clock:
-    """The clock of this machine: unix time, and seconds of a clock that counts suspended time and never steps."""
-    return Clock(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))

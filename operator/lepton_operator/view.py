@@ -4,21 +4,15 @@ A running job costs few writes: what decides or ends something is written at onc
 after the first step, then every 30 s, and at the end).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from lepton_operator import conditions, generation, goodput
+from lepton_operator.draft import Draft
 from lepton_operator.evidence import Verdict
-from lepton_operator.job import Job
 from lepton_operator.status import CheckpointView, MicroTime, ProgressView, Startup, Status, Time, WorkerCounts
-from lepton_operator.substrate import Event
 from lepton_operator.worker import Phase
-
-if TYPE_CHECKING:
-    from lepton_operator.plan import Draft
+from lepton_operator.world import Plan
 
 PROGRESS_SCHEDULE = (0.0, 2.0, 5.0, 10.0)
 PROGRESS_SECONDS = 30.0
@@ -28,9 +22,14 @@ JOIN_SECONDS = 60.0
 """A running worker whose agent has not joined for so long is worth a word to the user."""
 
 
-def selector(job: Job) -> str:
-    """The label selector of the job's pods, as the scale subresource wants it."""
-    return f"training.lepton.ai/job-name={job.name}"
+def conclude(draft: Draft) -> Plan:
+    """Describes the state of things and settles what must be written now, and what can wait."""
+    describe(draft)
+    status, waits = due(draft)
+    if status is not None:
+        draft.remember(written=draft.now.mono)
+    draft.waits += waits
+    return draft.plan(status)
 
 
 def describe(draft: Draft) -> None:
@@ -102,7 +101,7 @@ def _pods_ready(draft: Draft) -> None:
             )
     before = conditions.find(draft.observed.conditions, conditions.PODS_READY)
     if reason != "WaitingForWorkers" and (before is None or before.reason != reason or before.status):
-        draft.events.append(Event("Warning", reason, message))
+        draft.event("Warning", reason, message)
     draft.condition(conditions.PODS_READY, False, reason, message)
 
 
@@ -203,7 +202,7 @@ def _first_step(draft: Draft) -> None:
         about = (
             f"generation {group.number} stepped {at - memory.broken_since:.2f} s after the interruption; {again} steps are computed again"
         )
-        draft.events.append(Event("Normal", "Recovered", about))
+        draft.event("Normal", "Recovered", about)
     if draft.status.startup.first_step_seconds is None:
         since = draft.now.wall - draft.job.created
         startup: Startup = replace(draft.status.startup, first_step_seconds=since - (draft.now.mono - at))
@@ -225,8 +224,10 @@ def _account(draft: Draft, terminal: bool) -> None:
     elif memory.stepped or (conditions.is_true(draft.status.conditions, conditions.RUNNING) and memory.top_step is not None):
         speaker = draft.first_speaker()
         step = speaker.progress.step if speaker else None
-        behind = step is not None and memory.top_step is not None and step < memory.top_step
+        behind = max(0, (memory.top_step or 0) - step) if step is not None else 0
         category = goodput.RECOMPUTING if behind else goodput.PRODUCTIVE
+        if behind and speaker is not None:
+            draft.wait(max(0.1, behind * (speaker.progress.step_seconds or 1.0)))  # the seconds after that are productive again
     elif conditions.is_true(draft.status.conditions, conditions.RUNNING):
         # A script that reports nothing cannot be looked into: its running time counts as productive.
         reports = any(a.progress.reported for a in draft.world.agents)

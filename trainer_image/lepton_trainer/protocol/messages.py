@@ -106,6 +106,7 @@ class State:
     leaving: str = ""  # why this agent is about to go (SIGTERM), empty: it stays
     can_stop: bool = False  # every rank has called should_stop() in this generation
     stop: Optional[StopReply] = None
+    warming: bool = False  # its warm parent still imports: a group that grew by this agent now would wait for it
     cold_start: str = ""  # why the warm parent was not used; empty: it was, or there was no start yet
     refusal: str = ""  # an order this agent could not follow (lower generation, bind failure, command not found)
     timings: Dict[str, float] = field(default_factory=dict)  # unix seconds: agent_start, warm_ready, order, killed, forked ...
@@ -121,7 +122,7 @@ class Join:
     worker: int
     worker_uid: str  # the pod's UID
     boot: str  # new for each life of the agent
-    token: str
+    token: str = field(repr=False)  # never in a log line or traceback
     host: str
     procs: int
     state: State

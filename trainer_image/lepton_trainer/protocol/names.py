@@ -61,5 +61,7 @@ TORCHRUN = (
 TOKEN_AUDIENCE = "lepton.ai/coordinator"
 COORDINATOR_PORT = 7443
 AGENT_METRICS_PORT = 9400
-AGENT_DIR = "/opt/lepton"
-"""Where an init container copies the agent in a pod whose image is not ours; appended last to sys.path."""
+AGENT_DIR = "/opt/lepton-agent"
+"""Where a pod whose image is not ours finds the agent that an init container copied; appended last to sys.path.
+
+Not /opt/lepton: a user's image may be made from our trainer image, whose own files lie there."""

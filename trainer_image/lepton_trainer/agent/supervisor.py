@@ -1,0 +1,525 @@
+"""The agent's state machine: follows the coordinator's orders, watches its ranks, tells what is. PID 1 of a worker pod.
+
+Level-triggered like its protocol: an order says what should be; what arrives twice or late changes nothing. A higher generation ends the
+older one at once; a lower one is refused. Without a coordinator training goes on.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from typing import Any, Callable, Coroutine, Dict, List, Mapping, Optional
+
+from lepton_trainer.agent import failures, processes
+from lepton_trainer.agent import group as g
+from lepton_trainer.agent.group import Group
+from lepton_trainer.agent.link import Final, Link
+from lepton_trainer.agent.logs import Output
+from lepton_trainer.agent.metrics import MetricsServer
+from lepton_trainer.agent.settings import Settings
+from lepton_trainer.agent.telemetry import LogMatcher, Meter, exposition
+from lepton_trainer.agent.warm.client import Cold, WarmParent, warmable
+from lepton_trainer.protocol import messages as m
+from lepton_trainer.protocol.result import Result, dump
+from lepton_trainer.protocol.slot import ARMED, CALLS, PROPOSAL_MASK, REFUSED
+
+ORPHANED_SECONDS = 60.0
+"""With its work done and no coordinator to say so, an agent ends after so long."""
+LOST_CAUSE_SECONDS = 600.0
+"""With its ranks failed, or none started, and no coordinator for so long, it ends too."""
+DEADLINE_MARGIN_SECONDS = 2.0
+STOP_POLL_SECONDS = 0.005
+EXIT_LEFT = 143
+FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Supervisor:
+    def __init__(self, settings: Settings, env: Mapping[str, str], loop: asyncio.AbstractEventLoop) -> None:
+        self._settings = settings
+        self._loop = loop
+        self._base = g.base_environment(env)
+        self._output = Output(loop)
+        self._oom = failures.OomCounter()
+        self._meter = Meter()
+        self._link = Link(settings, self._join, self._receive, self._say)
+        self._metrics = MetricsServer(lambda: exposition(settings, self._meter, self._up(), self._starts))
+        self._metrics_port = 0
+        self._starts: Dict[str, int] = {"warm": 0, "cold": 0}
+        self._not_warmable = warmable(settings)
+        self._warm = None if self._not_warmable else WarmParent(settings, self._base, self._on_ended, self._say)
+        self._seq = 0
+        self._phase = m.IDLE
+        self._generation = 0
+        self._highest = 0
+        self._order = m.Order(seq=0)
+        self._group: Optional[Group] = None
+        self._work: "Optional[asyncio.Task[None]]" = None
+        self._polling: "Optional[asyncio.Task[None]]" = None
+        self._stop_reply: Optional[m.StopReply] = None
+        self._could_stop = False
+        self._store_port = 0
+        self._cold_start = ""
+        self._refusal = ""
+        self._leaving = ""
+        self._timings: Dict[str, float] = {"agent_start": time.time()}
+        self._reaped = asyncio.Event()
+        self._verdict: Optional[str] = None
+        self._reason = ""
+        self._done: "asyncio.Future[int]" = loop.create_future()
+        self._tasks: List["asyncio.Task[Any]"] = []
+
+    # ---- life ----
+
+    async def run(self) -> int:
+        """Until the work is over; returns the exit code of the agent."""
+        processes.become_subreaper()
+        self._loop.add_signal_handler(signal.SIGCHLD, self._on_child)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_leave, signal.Signals(number).name)
+        for number in FORWARDED:
+            self._loop.add_signal_handler(number, self._forward, number)
+        if self._warm is not None:
+            self._warm.start()
+            self._spawn(self._tell_when_warm(self._warm))
+        await self._serve_metrics()
+        self._spawn(self._keep_link())
+        self._spawn(self._tell_telemetry())
+        self._spawn(self._end_when_orphaned())
+        code = await self._done
+        self._kill()
+        await self._emptied()
+        self._write_result()
+        self._tell()
+        await self._link.flush(0.5)
+        self._metrics.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._warm is not None:
+            self._warm.close()
+        processes.send(processes.descendants([os.getpid()]), signal.SIGKILL)
+        if self._group is not None:
+            self._group.close()
+        self._output.drain()
+        return code
+
+    async def _tell_when_warm(self, warm: WarmParent) -> None:
+        """A group grows by this worker once it would not have to wait for imports."""
+        with contextlib.suppress(Cold):
+            await warm.wait_ready()
+        self._tell()
+
+    def _spawn(self, work: "Coroutine[Any, Any, None]") -> "asyncio.Task[None]":
+        task = self._loop.create_task(work)
+        self._tasks = [other for other in self._tasks if not other.done()] + [task]
+        task.add_done_callback(self._on_task_done)
+        return task
+
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
+        """A fault of our own ends the agent with its cause, and the pod is replaced: better than an agent that has stopped listening."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._end(1, f"{type(error).__name__}: {error}")
+
+    def _end(self, code: int, reason: str) -> None:
+        if not self._done.done():
+            self._reason = reason
+            self._say(f"ending: {reason}")
+            self._done.set_result(code)
+
+    def _say(self, text: str) -> None:
+        self._output.write(f"[lepton] {text}\n")
+
+    async def _serve_metrics(self) -> None:
+        host = "127.0.0.1" if self._settings.host.startswith("127.") or self._settings.host == "localhost" else None
+        try:
+            self._metrics_port = await self._metrics.start(host, self._settings.metrics_port)
+            (self._settings.run_dir / "metrics-port").write_text(f"{self._metrics_port}\n")
+        except OSError as error:
+            self._say(f"no metrics: port {self._settings.metrics_port} cannot be used ({error.strerror})")
+
+    def _write_result(self) -> None:
+        if not self._settings.termination_log:
+            return
+        exits = tuple(self._group.exits) if self._group is not None else ()
+        result = Result(self._verdict or "", self._generation, self._reason, exits, self._meter.progress())
+        try:
+            with open(self._settings.termination_log, "w", encoding="utf-8", errors="replace") as file:
+                file.write(dump(result))
+        except OSError as error:
+            self._say(f"no result: {self._settings.termination_log} cannot be written ({error.strerror})")
+
+    async def _end_when_orphaned(self) -> None:
+        since = time.monotonic()
+        while True:
+            await asyncio.sleep(1.0)
+            if self._phase == m.RUNNING or self._phase == m.PREPARED:
+                since = time.monotonic()
+            alone = 0.0 if self._link.connected else time.monotonic() - max(since, self._link.left)
+            if self._phase == m.SUCCEEDED and alone > ORPHANED_SECONDS:
+                self._verdict = m.COMPLETE
+                self._end(0, "the work is done and no coordinator answers")
+            elif alone > LOST_CAUSE_SECONDS:
+                self._end(1, f"no coordinator for {LOST_CAUSE_SECONDS:g} s and nothing to run")
+
+    # ---- talking ----
+
+    async def _keep_link(self) -> None:
+        try:
+            await self._link.run()
+        except Final as final:
+            self._verdict = m.REMOVED if final.refused.code in (m.SUPERSEDED, m.UNKNOWN_WORKER) else None
+            self._end(1, str(final))
+
+    async def _tell_telemetry(self) -> None:
+        while True:
+            await asyncio.sleep(self._link.telemetry_seconds)
+            if self._group is not None and self._group.can_stop != self._could_stop:
+                self._could_stop = self._group.can_stop
+                self._tell()
+            self._link.send(m.Telemetry(self._meter.progress()))
+
+    def _join(self, token: str) -> m.Join:
+        s = self._settings
+        return m.Join(
+            version=m.VERSION,
+            job=s.job,
+            job_uid=s.job_uid,
+            worker=s.worker,
+            worker_uid=s.worker_uid,
+            boot=s.boot,
+            token=token,
+            host=s.host,
+            procs=s.procs,
+            state=self._state(),
+            progress=self._meter.progress(),
+            metrics_port=self._metrics_port,
+        )
+
+    def _state(self) -> m.State:
+        self._seq += 1
+        if self._warm is not None and self._warm.ready_time:
+            self._timings["warm_ready"] = self._warm.ready_time
+        return m.State(
+            seq=self._seq,
+            phase=self._phase,
+            generation=self._generation,
+            highest=self._highest,
+            group_rank=self._order.group_rank,
+            group_size=self._order.group_size,
+            digest=self._order.digest,
+            store_port=self._store_port,
+            exits=tuple(self._group.exits[:8]) if self._group is not None else (),
+            leaving=self._leaving,
+            can_stop=self._could_stop,
+            warming=self._warm is not None and self._warm.warming,
+            stop=self._stop_reply,
+            cold_start=self._cold_start,
+            refusal=self._refusal,
+            timings=dict(self._timings),
+        )
+
+    def _tell(self) -> None:
+        if self._phase in (m.FAILED, m.SUCCEEDED, m.STOPPED):
+            self._link.send(m.Telemetry(self._meter.progress()))  # the last word of ranks that say no more
+        self._link.send(self._state())
+
+    def _receive(self, message: Any) -> None:
+        if isinstance(message, m.Ping):
+            self._link.send(m.Pong(message.id, self._meter.progress()))
+        elif self._verdict is None and not self._done.done():
+            self._follow(message)
+
+    # ---- following orders ----
+
+    def _follow(self, order: m.Order) -> None:
+        if order.shutdown:
+            self._verdict = order.shutdown
+            self._replace_work(self._shut_down(order.grace_seconds))
+        elif order.generation > max(self._generation, self._highest):
+            self._timings.update(order=time.time())
+            self._highest = order.generation
+            self._order = order  # at once: the start may come in the same read, before the task below has run
+            self._kill()
+            self._replace_work(self._prepare(order))
+        elif order.generation == self._order.generation and order.generation == self._highest and order.generation:
+            self._order = order
+            if self._phase == m.PREPARED and order.master_port and (self._work is None or self._work.done()):
+                self._replace_work(self._start())
+            self._follow_stop(order.stop)
+        elif order.generation and order.generation < self._highest:
+            refusal = f"generation {order.generation} is older than {self._highest}"
+            if refusal != self._refusal:
+                self._refusal = refusal
+                self._tell()
+
+    def _replace_work(self, work: "Coroutine[Any, Any, None]") -> None:
+        if self._work is not None:
+            self._work.cancel()
+        self._work = self._spawn(work)
+
+    async def _prepare(self, order: m.Order) -> None:
+        """The older generation's processes are gone, the store is open where it is ours to open: PREPARED. Then on to the start, if due."""
+        self._refusal = ""
+        await self._emptied()
+        self._timings["killed"] = time.time()
+        if self._group is not None:
+            self._group.close()
+            self._meter.end()
+            self._group = None
+        self._stop_reply, self._could_stop, self._store_port = None, False, 0
+        port = 0
+        if order.group_rank == 0:
+            port = await self._open_store()
+        self._store_port = port
+        self._generation = order.generation
+        self._phase = m.PREPARED
+        self._timings["prepared"] = time.time()
+        self._tell()
+        if self._order.master_port:
+            await self._start()
+
+    @property
+    def _uses_agent_store(self) -> bool:
+        """The same on every worker of a job, because it follows from the command and the environment alone."""
+        return self._warm is not None
+
+    async def _open_store(self) -> int:
+        if self._warm is None:
+            return g.free_port()
+        try:
+            return await self._warm.open_store() or g.free_port()
+        except Cold as cold:
+            self._cold_start = str(cold)
+            return g.free_port()
+
+    async def _start(self) -> None:
+        """PREPARED -> RUNNING, or FAILED when the command cannot be executed."""
+        group = Group(self._order, self._settings, self._uses_agent_store)
+        self._group = group
+        try:
+            group.prepare(self._base)
+        except OSError as error:
+            group.exits.append(g.cannot_write(self._settings, self._order.rank_offset, error))
+            self._fail()
+            return
+        matcher = LogMatcher(self._settings.log_patterns, self._say) if self._settings.log_patterns else None
+        self._meter.begin(self._order.generation, [rank.slot for rank in group.ranks], matcher)
+        self._timings["forking"] = time.time()
+        warm = await self._warm_or_reason()
+        for rank in group.ranks:
+            on_line = matcher.line if matcher is not None and rank.local_rank == 0 else None
+            try:
+                if warm is not None:
+                    await group.start_warm(rank, warm, self._output, on_line)
+                else:
+                    group.start_cold(rank, self._output, on_line)
+            except Cold as cold:
+                self._cold_start, warm = str(cold), None
+                try:
+                    group.start_cold(rank, self._output, on_line)
+                except OSError as error:
+                    group.exits.append(g.cannot_start(self._settings, rank.rank, rank.local_rank, error))
+            except OSError as error:
+                group.exits.append(g.cannot_start(self._settings, rank.rank, rank.local_rank, error))
+            self._starts["warm" if warm is not None else "cold"] += 1
+            if group.exits:
+                self._fail()
+                return
+        self._timings["forked"] = time.time()
+        if self._phase == m.PREPARED:  # no rank has ended yet
+            self._phase = m.RUNNING
+            self._tell()
+        self._follow_stop(self._order.stop)
+
+    async def _warm_or_reason(self) -> Optional[WarmParent]:
+        if self._warm is None:
+            self._cold_start = self._not_warmable
+            return None
+        try:
+            await self._warm.wait_ready()
+        except Cold as cold:
+            self._cold_start = str(cold)
+            return None
+        self._cold_start = ""
+        return self._warm
+
+    async def _shut_down(self, grace: float) -> None:
+        if self._group is not None and self._group.living and grace > 0:
+            self._group.terminated = True
+            self._group.signal(signal.SIGTERM)
+            await self._until_ended(grace)
+        self._end(0 if self._verdict == m.COMPLETE else 1, f"the coordinator says {self._verdict}")
+
+    # ---- stopping together ----
+
+    def _follow_stop(self, stop: Optional[m.StopOrder]) -> None:
+        if self._group is None:
+            return
+        if stop is None:
+            for rank in self._group.ranks:
+                rank.slot.offer(0, 0, False)
+            self._stop_reply = None
+            return
+        for rank in self._group.ranks:
+            rank.slot.offer(stop.proposal, stop.call, stop.committed)
+        if stop.committed:
+            self._group.stop_committed = True
+        if self._polling is None or self._polling.done():
+            self._polling = self._spawn(self._watch_stop())
+
+    async def _watch_stop(self) -> None:
+        """While a stop is proposed: tells whenever a rank arms, passes or refuses it."""
+        while self._group is not None and self._group.living and self._order.stop is not None:
+            stop = self._order.stop
+            ranks = self._group.ranks
+            proposal = stop.proposal & PROPOSAL_MASK
+            reply = m.StopReply(
+                proposal=stop.proposal,
+                armed=all(rank.slot.words[ARMED] == proposal for rank in ranks),
+                calls=max(rank.slot.words[CALLS] for rank in ranks),
+                refused=any(rank.slot.words[REFUSED] == proposal for rank in ranks),
+                can_stop=self._group.can_stop,
+            )
+            before = self._stop_reply
+            passed = not reply.armed and reply.calls >= stop.call
+            if (
+                before is None
+                or (before.proposal, before.armed, before.refused, before.can_stop)
+                != (
+                    reply.proposal,
+                    reply.armed,
+                    reply.refused,
+                    reply.can_stop,
+                )
+                or (passed and before.calls < stop.call)
+            ):
+                self._stop_reply = reply
+                self._tell()
+            await asyncio.sleep(STOP_POLL_SECONDS)
+
+    # ---- leaving ----
+
+    def _forward(self, number: int) -> None:
+        if self._group is not None:
+            self._group.signal(number)
+
+    def _on_leave(self, why: str) -> None:
+        if self._leaving:
+            if why == "SIGINT":  # the second one: the user does not want to wait
+                self._end(EXIT_LEFT, "interrupted twice")
+            return
+        self._leaving = why
+        self._tell()
+        self._spawn(self._leave())
+
+    async def _leave(self) -> None:
+        """Ends within the grace period: ranks stop together where the script can, else SIGTERM; SIGKILL at our own deadline."""
+        grace = self._settings.grace_seconds
+        seconds = max(grace - DEADLINE_MARGIN_SECONDS, grace / 2)
+        group = self._group
+        if group is not None and group.living:
+            if not (group.can_stop and self._link.connected):
+                group.terminated = True
+                group.signal(signal.SIGTERM)
+            await self._until_ended(seconds)
+        await self._link.flush(0.5)
+        await asyncio.sleep(0.2)  # a verdict may be on its way
+        if self._work is None or self._work.done() or self._verdict is None:
+            self._end(EXIT_LEFT, f"{self._leaving}: leaving")
+
+    async def _until_ended(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._group is not None and self._group.living and time.monotonic() < deadline:
+            await self._next_reaped(min(0.1, deadline - time.monotonic()))
+
+    # ---- processes ----
+
+    def _up(self) -> List[int]:
+        return [rank.rank for rank in self._group.living] if self._group is not None else []
+
+    def _on_child(self) -> None:
+        ended = processes.reap()
+        if self._warm is not None:
+            ended = [entry for entry in ended if not self._warm.is_end(entry)]
+        self._on_ended(ended)
+
+    def _on_ended(self, ended: "List[processes.Ended]") -> None:
+        """Some processes have ended; those that are no ranks were orphans, and are reaped by now."""
+        group = self._group
+        if group is not None:
+            failed: List[m.ProcessExit] = []
+            for entry in ended:
+                rank = group.by_pid(entry.pid)
+                exit_ = group.finish(rank, entry.exit_code, entry.signal, self._oom.risen) if rank is not None else None
+                if exit_ is not None:
+                    failed.append(exit_)
+            if group.pids.intersection(entry.pid for entry in ended):
+                self._judge(group, failed)
+        self._reaped.set()
+
+    def _judge(self, group: Group, failed: "List[m.ProcessExit]") -> None:
+        if failed and group.terminated:
+            self._phase = m.STOPPED
+        elif failed:
+            # Of those found together, the ones that failed inside a collective come last: they are witnesses.
+            group.exits.extend(sorted(failed, key=lambda exit_: exit_.witness))
+            self._fail()
+            return
+        if group.all_ended and self._phase in (m.RUNNING, m.PREPARED, m.STOPPED) and self._generation == group.order.generation:
+            if self._phase != m.STOPPED:
+                self._phase = m.STOPPED if group.stop_committed or group.terminated else m.SUCCEEDED
+            self._timings["ended"] = time.time()
+            self._kill_leftovers(keep_store=True)  # other workers' ranks may still need it
+            self._tell()
+
+    def _fail(self) -> None:
+        """The first failure of this generation here: the other ranks go at once, the coordinator hears of it at once."""
+        self._kill()
+        if self._phase != m.FAILED:
+            self._phase = m.FAILED
+            self._timings["ended"] = time.time()
+            self._link.send(m.Telemetry(self._meter.progress()))  # how far it came belongs to how it failed
+        self._tell()
+
+    def _kill(self) -> None:
+        """SIGKILL to all that descends from us but the warm parent; it is over when `_emptied` returns."""
+        if self._group is not None:
+            self._group.kill()
+        if self._warm is not None:
+            self._warm.close_store()
+        self._kill_leftovers()
+
+    def _kill_leftovers(self, keep_store: bool = False) -> bool:
+        spared = {self._warm.pid, self._warm.store_pid if keep_store else 0} if self._warm is not None else set()
+        rest = processes.descendants([os.getpid()]) - spared
+        processes.send(rest, signal.SIGKILL)
+        return bool(rest)
+
+    async def _emptied(self) -> None:
+        """Waits until nothing descends from us but the warm parent. A process that cannot die (a hung driver) is named."""
+        start = time.monotonic()
+        said = False
+        while self._kill_leftovers() or (self._group is not None and self._group.living):
+            await self._next_reaped(0.02)
+            if not said and time.monotonic() - start > 10:
+                said = True
+                self._refusal = "processes of the older generation do not die from SIGKILL: a driver or file system on this node hangs"
+                self._say(self._refusal)
+                self._tell()
+
+    async def _next_reaped(self, seconds: float) -> None:
+        self._reaped.clear()
+        try:
+            await asyncio.wait_for(self._reaped.wait(), max(0.001, seconds))
+        except asyncio.TimeoutError:
+            return
+
+
+def run(settings: Settings, env: Mapping[str, str], ready: Optional[Callable[[], None]] = None) -> int:
+    """Runs an agent to its end; returns its exit code."""
+
+    async def main() -> int:
+        return await Supervisor(settings, env, asyncio.get_running_loop()).run()
+
+    return asyncio.run(main())
