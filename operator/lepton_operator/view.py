@@ -150,7 +150,9 @@ def _progress(draft: Draft) -> None:
     if speaker is None:
         return
     first = draft.memory.counters.source == ("", "") and draft.observed.progress.step is None
-    draft.memory = replace(draft.memory, counters=draft.memory.counters.observe(speaker, fresh=first))
+    connected = [j.agent for j in draft.judgements if j.agent is not None and j.agent.connected]
+    counted = draft.memory.counters.speaker([speaker, *connected]) or speaker
+    draft.memory = replace(draft.memory, counters=draft.memory.counters.observe(counted, fresh=first))
     seen = speaker.progress
     if seen.step is None:
         return
