@@ -86,6 +86,13 @@ def test_a_stop_that_is_no_longer_wanted_or_possible_is_withdrawn() -> None:
         assert rounds.order is None
 
 
+def test_a_number_that_nobody_has_answered_is_not_reused_either() -> None:
+    rounds = proposed(READY, READY)
+    rounds.update(False, 1, [READY, READY])
+    rounds.update(True, 1, [READY, READY])
+    assert rounds.order == StopOrder(2, FIRST_MARGIN)
+
+
 def test_a_new_generation_begins_without_the_old_ones_stop() -> None:
     delivery = JobDelivery(group(1, number=1, stop_requested=True))
     delivery.heard(("pod-0", "a"), READY)
