@@ -33,7 +33,6 @@ for folder in ("", "operator", "trainer_image", "tests"):
         sys.path.append(str(ROOT / folder))
 
 from bench import machine  # noqa: E402
-
 from lepton_operator import clock  # noqa: E402
 from lepton_operator.certificates import new_authority, new_leaf  # noqa: E402
 from lepton_operator.coordinator.link import CoordinatorLink  # noqa: E402

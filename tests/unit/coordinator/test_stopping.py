@@ -144,7 +144,7 @@ class Rank:
         return replying(order.proposal, armed=armed, calls=self.calls, refused=refused)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(("step", "tell", "hear", "give up")), st.integers(0, 2)), max_size=120))
 def test_ranks_that_stop_stop_at_the_same_call(moves: list[tuple[str, int]]) -> None:
     ranks = [Rank() for _ in range(3)]
