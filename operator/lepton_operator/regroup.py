@@ -53,7 +53,8 @@ def _due(draft: Draft) -> str:
         return ""  # it is about to end: whoever still runs finishes, or breaks it
     members = {(m.uid, m.boot) for m in group.members}
     joined = [a for a in draft.candidates() if (a.uid, a.boot) not in members]
-    if Verdict.LEAVING in verdicts:
+    leaving = any(j.verdict is Verdict.LEAVING or (j.verdict is Verdict.STOPPED and j.reason) for j in draft.judgements)
+    if leaving:
         why = "WorkerLeaving"
     elif any(m.worker >= draft.job.workers.replicas for m in group.members):
         why = "ScaledDown"
@@ -67,7 +68,7 @@ def _due(draft: Draft) -> str:
         return ""
     if why == "Grown" and not _may_grow(draft, joined):
         return ""
-    return why if _stopped(draft, leaving=Verdict.LEAVING in verdicts) else ""
+    return why if _stopped(draft, leaving=leaving) else ""
 
 
 def _broken_due(draft: Draft) -> str:

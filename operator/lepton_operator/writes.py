@@ -4,7 +4,6 @@ What decides or ends something is written at once; counts and progress on a sche
 and at the end) or along with what is written anyway.
 """
 
-import math
 from dataclasses import replace
 
 from lepton_operator import conditions
@@ -19,8 +18,11 @@ COUNTS_SECONDS = 5.0
 
 def due(draft: Draft) -> Status | None:
     """The status to write now, if any; where a write is put off, the plan looks again in time."""
-    now, memory, status, observed = draft.now.mono, draft.memory, draft.status, draft.observed
-    since_write = now - memory.written if memory.written else math.inf
+    now, status, observed = draft.now.mono, draft.status, draft.observed
+    if not draft.memory.written:  # a new leader: what is written is as fresh as can be known
+        draft.remember(written=now)
+    memory = draft.memory
+    since_write = now - memory.written
     write = not draft.world.job.status or significant(status) != significant(observed)
     if status.workers != observed.workers:
         write |= _ready(draft, COUNTS_SECONDS - since_write, write)
