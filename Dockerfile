@@ -40,6 +40,8 @@ RUN python -c "from torch.distributed import TCPStore; TCPStore('localhost', 0, 
  || echo 'import os; os.environ.setdefault("USE_LIBUV", "0")' > "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/libuv.pth"
 COPY trainer_image/lepton_trainer /opt/lepton/app/lepton_trainer/
 RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/lepton/app
+# A job that names no image finds the examples in its working directory.
+COPY examples/*.py /opt/lepton/examples/
 USER 65532:65532
-WORKDIR /home/lepton
+WORKDIR /opt/lepton/examples
 ENTRYPOINT ["python", "-m", "lepton_trainer.agent"]

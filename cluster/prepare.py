@@ -2,6 +2,7 @@
 
 import concurrent.futures
 from collections.abc import Callable
+from functools import partial
 
 from cluster import bases, gotools, images, machine, substrate
 from cluster.places import locked
@@ -16,12 +17,10 @@ def everything() -> None:
         machine.install({**machine.NODE_PROGRAMS, **machine.IMAGE_PROGRAMS})
         machine.require_network()
     # One after the other within a lane: two Go builds at once would only fight for the same cores.
-    lanes: list[list[Callable[[], object]]] = [
-        [lambda name=name: gotools.tool(name) for name in ("helm", "kwok", "prometheus", "promtool")]
-    ]  # type: ignore[misc]
+    lanes: list[list[Callable[[], object]]] = [[partial(gotools.tool, name) for name in ("helm", "kwok", "prometheus", "promtool")]]
     if kind == substrate.EMBEDDED:
         lanes[0].insert(0, gotools.kubernetes)
-        lanes.append([lambda: bases.require("trainer"), lambda: bases.require("operator"), _images])
+        lanes.append([partial(bases.require, "trainer"), partial(bases.require, "operator"), _images])
     with concurrent.futures.ThreadPoolExecutor(len(lanes)) as pool:
         results = [pool.submit(_in_order, lane) for lane in lanes]
         failures = [error for result in results if (error := result.exception())]

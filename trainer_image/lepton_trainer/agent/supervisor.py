@@ -479,6 +479,7 @@ class Supervisor:
         if self._phase != m.FAILED:
             self._phase = m.FAILED
             self._timings["ended"] = time.time()
+            self._link.send(m.Telemetry(self._meter.progress()))  # how far it came belongs to how it failed
         self._tell()
 
     def _kill(self) -> None:
