@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := requirements/operator.lock requirements/trainer.lock requirements/dev.lock
 
-.PHONY: help setup lock lint test test-unit cluster-up cluster-prepare cluster-down cluster-status images push
+.PHONY: help setup lock lint test test-unit cluster-up cluster-down cluster-status cluster-prepare images push demo
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -49,6 +49,9 @@ cluster-down: ## takes it down, leaving nothing of it behind
 
 cluster-status: ## what runs of it
 	@$(PYTHON) -m cluster status
+
+demo: ## all of it on a real cluster: a job that loses worker 0 in the middle and goes on
+	@$(PYTHON) -m demo.on_cluster
 
 images: ## builds both images and brings them into the cluster
 	@$(PYTHON) -m cluster images

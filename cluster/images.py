@@ -19,7 +19,7 @@ SOURCES = {
         "operator/lepton_operator",
         "trainer_image/lepton_trainer",
     ),
-    "trainer": ("Dockerfile", ".dockerignore", "requirements/trainer.lock", "trainer_image/lepton_trainer"),
+    "trainer": ("Dockerfile", ".dockerignore", "requirements/trainer.lock", "trainer_image/lepton_trainer", "examples"),
 }
 TARGETS = tuple(SOURCES)
 LATEST = STATE / "images.json"

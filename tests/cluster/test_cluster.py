@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.addresses import FAKE_GPUS, NODE
 
 from cluster import daemons, images, machine, places, prometheus, substrate
+from cluster.addresses import FAKE_GPUS, NODE
 from kube import Kubectl, Object, eventually
 
 CHECKOUT = Path(__file__).parents[2]

@@ -32,6 +32,7 @@ JOB_RIGHTS = {
     ("training.lepton.ai", "leptontrainingjobs/status", "update"),
     ("", "pods", "get list watch create patch delete"),
     ("", "services", "get create"),
+    ("", "events", "list"),
     ("events.k8s.io", "events", "create patch"),
 }
 OWN_RIGHTS = {

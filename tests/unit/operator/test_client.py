@@ -5,25 +5,12 @@ import asyncio
 import pytest
 
 from builders.api_objects import job, job_body, owner, pod_body
-from builders.fake_api import FakeApi, status
+from builders.fake_api import status
 from lepton_operator.api import Api, Expired
 from lepton_operator.cache import JOBS, PODS, Cache
 from lepton_operator.client import ClusterSubstrate
 from lepton_operator.manifests import PodDefaults
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
-
-
-@pytest.fixture
-async def fake():
-    async with FakeApi() as server:
-        yield server
-
-
-@pytest.fixture
-async def api(fake):
-    client = Api(fake.configuration, qps=10_000, burst=10_000)
-    yield client
-    await client.close()
 
 
 @pytest.fixture

@@ -239,6 +239,7 @@ class Supervisor:
         elif order.generation > max(self._generation, self._highest):
             self._timings.update(order=time.time())
             self._highest = order.generation
+            self._order = order  # at once: the start may come in the same read, before the task below has run
             self._kill()
             self._replace_work(self._prepare(order))
         elif order.generation == self._order.generation and order.generation == self._highest and order.generation:
@@ -259,7 +260,6 @@ class Supervisor:
 
     async def _prepare(self, order: m.Order) -> None:
         """The older generation's processes are gone, the store is open where it is ours to open: PREPARED. Then on to the start, if due."""
-        self._order = order
         self._refusal = ""
         await self._emptied()
         self._timings["killed"] = time.time()
@@ -479,6 +479,7 @@ class Supervisor:
         if self._phase != m.FAILED:
             self._phase = m.FAILED
             self._timings["ended"] = time.time()
+            self._link.send(m.Telemetry(self._meter.progress()))  # how far it came belongs to how it failed
         self._tell()
 
     def _kill(self) -> None:
