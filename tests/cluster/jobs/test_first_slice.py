@@ -1,4 +1,5 @@
 """x"""
+
 from trainings import Trainings
 
 
