@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lepton_operator import evidence, generation
 from lepton_operator.draft import Draft
-from lepton_operator.evidence import Verdict
+from lepton_operator.evidence import Judgement, Verdict
 from lepton_operator.incidents import cause_pending, retry_wait
 from lepton_operator.status import HISTORY_LIMIT, HistoryEntry, MicroTime, Rendezvous
 from lepton_operator.worker import Agent, Phase
@@ -51,7 +51,7 @@ def _due(draft: Draft) -> str:
     verdicts = {j.verdict for j in draft.judgements}
     members = {(m.uid, m.boot) for m in group.members}
     joined = [a for a in draft.candidates() if (a.uid, a.boot) not in members]
-    if Verdict.LEAVING in verdicts:
+    if any(_leaves(j) for j in draft.judgements):
         why = "WorkerLeaving"
     elif any(m.worker >= draft.job.workers.replicas for m in group.members):
         why = "ScaledDown"
@@ -66,6 +66,12 @@ def _due(draft: Draft) -> str:
     if why == "Grown" and not _may_grow(draft, joined):
         return ""
     return why if _stopped(draft, leaving=Verdict.LEAVING in verdicts) else ""
+
+
+def _leaves(j: Judgement) -> bool:
+    """It is going, or has stopped because it is."""
+    going = (j.worker is not None and j.worker.deleting) or (j.agent is not None and bool(j.agent.state.leaving))
+    return j.verdict is Verdict.LEAVING or (j.verdict is Verdict.STOPPED and going)
 
 
 def _broken_due(draft: Draft) -> str:
