@@ -10,6 +10,7 @@ WAITING = "waitingForPods"
 STARTING = "starting"
 RECOVERING = "recovering"
 RECOMPUTING = "recomputing"
+UNOBSERVED = "unobserved"  # no leader looked, and nothing tells what went on
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class Account:
         if self.current and mono > self.at:
             seconds = {**seconds, self.current: seconds.get(self.current, 0.0) + mono - self.at}
         return replace(self, seconds=seconds, current=category, at=mono)
+
+    def add(self, category: str, seconds: float) -> "Account":
+        """Seconds that passed while nobody kept the account."""
+        return replace(self, seconds={**self.seconds, category: self.seconds.get(category, 0.0) + seconds})
 
     def recovered(self, seconds: float) -> "Account":
         """One interruption is over: from the first evidence to the first step of the generation that followed."""

@@ -78,9 +78,7 @@ def _directory(run: RunDirectory, manifest: Manifest, job: Job) -> Path:
         return wanted if wanted.is_dir() else manifest.directory
     directory = manifest.directory / wanted
     if not directory.is_dir():
-        raise ManifestError(
-            f"spec.trainer.workingDir: {directory} is no directory: write a path from the manifest's folder"
-        )
+        raise ManifestError(f"spec.trainer.workingDir: {directory} is no directory: write a path from the manifest's folder")
     return directory
 
 
