@@ -52,9 +52,7 @@ class Screen:
         if adopted:
             self.say(f"{adopted} living workers of an earlier run were taken up")
         if checkpoints:
-            self.say(
-                f"checkpoints of an earlier job are in {checkpoints}; --fresh forgets them"
-            )
+            self.say(f"checkpoints of an earlier job are in {checkpoints}; --fresh forgets them")
         self._thread.start()
 
     def say(self, text: str) -> None:
