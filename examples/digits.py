@@ -34,7 +34,7 @@ except ImportError:  # without Lepton: nobody to report to
 
 
 SEED = 7
-EPOCHS = int(os.environ.get("EPOCHS", "100"))
+EPOCHS = int(os.environ.get("EPOCHS", "60"))
 GLOBAL_BATCH = 96
 SAVE_EVERY = 50  # steps
 HELD_OUT = 360

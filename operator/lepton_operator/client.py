@@ -14,7 +14,7 @@ from lepton_operator.api import AlreadyExists, Api
 from lepton_operator.cache import JOBS, PODS, Cache
 from lepton_operator.events import Recorder
 from lepton_operator.job import Job
-from lepton_operator.manifests import PodDefaults, build_pod, build_service
+from lepton_operator.manifests import PodDefaults, build_pod, build_service, owned_env
 from lepton_operator.projection import Pod, digest, owner_of, read_pod
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Unavailable
 from lepton_operator.worker import Phase, Worker
@@ -52,6 +52,11 @@ class ClusterSubstrate:
         except Conflict as error:  # of a quota that others write too, never of the pod
             raise Unavailable(str(error), retry_after=0.2) from None
         self._cache.apply(PODS, body)
+        ignored = owned_env(job)
+        if ignored:
+            await self.emit(
+                job, Event("Warning", "EnvironmentIgnored", f"set by the operator, not by the job: {', '.join(ignored)}; remove it")
+            )
         return read_pod(body).worker
 
     async def _own_pod(self, job: Job, path: str, name: str) -> dict[str, Any]:

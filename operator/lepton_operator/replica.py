@@ -92,9 +92,8 @@ class Replica:
             leading=lambda: self.leads,
             pod=config.pod_name if "POD_NAME" in os.environ else "",
         )
-        self._listener = Listener(
-            api, self._cache, config.watch_namespaces, self._changed, self._deleted, self._take_signals, config.kubeconfig
-        )
+        self._listener = Listener(api, self._cache, config.watch_namespaces, self._changed, self._deleted, self._take_signals)
+        api.on_return = self._listener.relist_soon
         probes = ProbeServer(self._metrics.registry, self._why_not_ready)
         self._metrics.watch(
             self._summaries,
@@ -269,6 +268,7 @@ class Replica:
             group.create_task(self._diagnosis.run(), name="diagnosis")
             await self._substrate.trust(self._authority.bundle)
             self._reconciler.lead()
+            self._listener.relist_soon()
             self._look_at_all()
             await self._queue.run(self._config.workers, self._look, self._metrics.queueing.observe)
 

@@ -57,6 +57,7 @@ class LocalJob:
         self.run_dir = home / "state" / "default" / self.name
         self.output_file = home / "output"
         self.process: subprocess.Popen[bytes] | None = None
+        self.variables: dict[str, str] = {}  # for `lepton`, beyond what every test sets
         self.uids: set[str] = set()  # of every worker seen
         self.job_uids: set[str] = set()
 
@@ -76,7 +77,7 @@ class LocalJob:
     @property
     def env(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("LEPTON_")}
-        return {**kept, "LEPTON_HOME": str(self.home / "state"), "OMP_NUM_THREADS": "1"}
+        return {**kept, "LEPTON_HOME": str(self.home / "state"), "OMP_NUM_THREADS": "1", **self.variables}
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -151,7 +152,9 @@ class LocalJob:
         try:
             return until(looked_at, what, seconds)
         except AssertionError as error:
-            raise AssertionError(f"{error}\nstatus: {self.status}\noutput: {self.output[-3000:]}") from None
+            raise AssertionError(
+                f"{error}\nlast failure: {self.status.last_failure}\nhistory: {self.status.history}\noutput: {self.output[-2000:]}"
+            ) from None
 
     def until_status(self, condition: Callable[[Status], bool], what: str, seconds: float = 30.0) -> Status:
         def status() -> Status | None:

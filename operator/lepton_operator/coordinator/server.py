@@ -24,8 +24,9 @@ from lepton_operator.coordinator.connection import Connection
 from lepton_operator.coordinator.sessions import Sessions
 from lepton_operator.coordinator.tls import TlsFiles
 
-JOINS_AT_ONCE = 512
-"""Peers between accept and join; the others wait in the listener's queue, which costs nothing."""
+JOINS_AT_ONCE = 256
+"""Peers between accept and join; the others wait in the listener's queue, which costs nothing. So few that even a machine that is busy with
+other things gets each of them through before its patience ends."""
 QUEUED_FROM = 32
 """From so many peers on, a join takes long enough (10 ms and more) that absence says nothing about an agent."""
 JOIN_SECONDS = 5.0

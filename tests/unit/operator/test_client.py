@@ -36,6 +36,14 @@ async def test_a_created_worker_is_in_the_cache_before_the_call_returns(fake, su
     assert cache.workers("job-1") == [worker] and worker.template
 
 
+async def test_a_variable_of_ours_in_the_template_is_reported(fake, substrate):
+    fake.answers = [created]
+    template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "RANK", "value": "7"}]}]}}
+    await substrate.create_worker(job(workers={"template": template}), "digits-0-aaaaa", 0)
+    _, (_, path, event) = fake.requests
+    assert path.startswith("/apis/events.k8s.io/v1/") and event["reason"] == "EnvironmentIgnored" and "RANK" in event["note"]
+
+
 async def test_a_create_that_arrived_before_counts_as_success(fake, substrate, cache):
     fake.answers = [status(409, "AlreadyExists", 'pods "digits-0-aaaaa" already exists'), (200, pod_body())]
     assert (await substrate.create_worker(job(), "digits-0-aaaaa", 0)).uid == "pod-0"

@@ -226,7 +226,7 @@ MOVES = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(MOVES, max_size=80))
 def test_never_do_two_lead_at_once_and_somebody_leads_in_the_end(moves: list[tuple[int, str, float]]) -> None:
     time, store = Time(), LeaseStore()

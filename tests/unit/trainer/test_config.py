@@ -133,4 +133,4 @@ def test_the_commands_describe_the_tasks(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_manual_holds_the_generated_table(task: str) -> None:
     manual = Path(__file__).parents[3] / "docs" / "trainer.md"
-    assert schema.table(task) in manual.read_text(), "run: python -m lepton_trainer table TASK, and put it into docs/trainer.md"
+    assert schema.table(task) in manual.read_text(), "put `python -m lepton_trainer explain TASK --markdown` into docs/trainer.md"

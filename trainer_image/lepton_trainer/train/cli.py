@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("tasks", help="list the tasks")
     command = commands.add_parser("explain", help="what a task's configuration may contain")
     command.add_argument("task", choices=sorted(TASKS))
+    command.add_argument("--markdown", action="store_true", help="as the table that the manual holds")
     command = commands.add_parser("schema", help="the JSON Schema of a task's configuration, without references")
     command.add_argument("task", choices=sorted(TASKS))
     chosen = parser.parse_args(arguments)
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:24}{(model.__doc__ or '').strip()}")
         return 0
     if chosen.command == "explain":
-        print(schema.explain(chosen.task))
+        print(schema.table(chosen.task) if chosen.markdown else schema.explain(chosen.task))
         return 0
     if chosen.command == "schema":
         print(json.dumps(schema.of(chosen.task), indent=2))

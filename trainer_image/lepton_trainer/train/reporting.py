@@ -18,23 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lepton_trainer.report import checkpoint_dir, report, should_stop
 from lepton_trainer.train import plots, ranks
 from lepton_trainer.train.progress import Progress
 from lepton_trainer.train.throughput import Rates
-
-try:
-    from lepton_trainer.report import checkpoint_dir, report, should_stop  # type: ignore[import-untyped,unused-ignore]
-except ImportError:
-
-    def report(**figures: Any) -> None:
-        """Outside Lepton there is nobody to tell."""
-
-    def should_stop() -> bool:
-        return False
-
-    def checkpoint_dir() -> str | None:
-        return None
-
 
 __all__ = ["Journal", "Stopping", "checkpoint_dir", "peak_memory", "report"]
 

@@ -30,7 +30,7 @@ class LanguageModelingTask:
         self.size, self.test_size = len(data.train), len(data.test)
         self.units = self.tokens = context
         self.flops = flops_per_token(self.shape, data.vocabulary, context) * context
-        self.lengths = None if data.token_bytes is None else torch.from_numpy(data.token_bytes).long()
+        self.lengths = None if data.token_bytes is None else torch.from_numpy(data.token_bytes.astype(np.int64))
         self.metric = "bits_per_token" if self.lengths is None else "bits_per_byte"
         self.identity: dict[str, Any] = {"model": config.model.model_dump(), "vocabulary": data.vocabulary, "data": data.key}
         self.notes = [f"{count} files left out: {reason}" for reason, count in data.rejected.items()]
