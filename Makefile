@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := requirements/operator.lock requirements/trainer.lock requirements/dev.lock
 
-.PHONY: help setup lock lint test test-unit cluster-up cluster-down cluster-status images push
+.PHONY: help setup lock lint test test-unit cluster-up cluster-down cluster-status cluster-prepare images push demo
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -32,14 +32,26 @@ lint: setup ## ruff, mypy, import contracts
 	@$(BIN)/mypy
 	@PYTHONPATH=operator:trainer_image $(BIN)/lint-imports
 
+test: setup ## everything, from a bare machine: lint, unit tests, local mode, the real cluster
+	@$(BIN)/python tests/run.py
+
+test-unit: setup ## the unit tests: under a minute, no cluster
+	@$(BIN)/python -m pytest -q tests/unit
+
 cluster-up: ## a Kubernetes: LEPTON_KUBECONFIG's, else kind, else one embedded in this machine (KWOK_NODES=n for more nodes)
 	@$(PYTHON) -m cluster up
+
+cluster-prepare: ## builds and fetches beforehand all that the cluster, the images and the tests need, once per machine
+	@$(PYTHON) -m cluster prepare
 
 cluster-down: ## takes it down, leaving nothing of it behind
 	@$(PYTHON) -m cluster down
 
 cluster-status: ## what runs of it
 	@$(PYTHON) -m cluster status
+
+demo: ## all of it on a real cluster: a job that loses worker 0 in the middle and goes on
+	@$(PYTHON) -m demo.on_cluster
 
 images: ## builds both images and brings them into the cluster
 	@$(PYTHON) -m cluster images

@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         case "kubeconfig":
             print(substrate.kubeconfig())
         case "audit-log":
+            if substrate.choose() != substrate.EMBEDDED:
+                raise Refused("only the embedded cluster keeps an audit log that can be read from here")
             print(AUDIT_LOG)
         case "images":
             if unknown := set(arguments.targets) - set(images.TARGETS):

@@ -19,7 +19,7 @@ SOURCES = {
         "operator/lepton_operator",
         "trainer_image/lepton_trainer",
     ),
-    "trainer": ("Dockerfile", ".dockerignore", "requirements/trainer.lock", "trainer_image/lepton_trainer"),
+    "trainer": ("Dockerfile", ".dockerignore", "requirements/trainer.lock", "trainer_image/lepton_trainer", "examples"),
 }
 TARGETS = tuple(SOURCES)
 LATEST = STATE / "images.json"
@@ -73,23 +73,22 @@ def push(registry: str, tag: str | None = None, targets: tuple[str, ...] = TARGE
         for target in targets:
             reference = f"{registry}/lepton/{target}:{tag}"
             if substrate.docker_answers():
-                local = _docker_build(target)
+                local = docker_build(target)
                 with step(f"pushing {reference}", long=True):
                     _run("docker", "tag", local, reference)
                     _run("docker", "push", "--quiet", reference)
             else:
-                local = _build(target)
-                # A registry on this machine speaks plain HTTP, and nothing is gained by compressing what does not leave it.
-                loopback = registry.split(":")[0].split("/")[0] in ("127.0.0.1", "localhost")
-                options = ["--tls-verify=false", "--disable-compression"] if loopback else []
+                local = build(target)
+                # A registry on this machine speaks plain HTTP.
+                insecure = registry.split(":")[0].split("/")[0] in ("127.0.0.1", "localhost")
                 with step(f"pushing {reference}", long=True):
-                    bases.buildah("push", "--quiet", *options, local, f"docker://{reference}")
+                    bases.buildah("push", "--quiet", *(["--tls-verify=false"] if insecure else []), local, f"docker://{reference}")
             references.append(reference)
     return references
 
 
 def _load_embedded(target: str) -> str:
-    local = _build(target)
+    local = build(target)
     tag = local.rpartition(":")[2]
     full = f"docker.io/lepton/{target}"
     stored = f"{target}-{tag}"
@@ -99,7 +98,8 @@ def _load_embedded(target: str) -> str:
             notes.append("there already")
         else:
             if not oci.has(stored):
-                bases.buildah("push", "--quiet", local, f"oci:{LAYOUT.name}:{stored}")
+                with locked("layout"):
+                    bases.buildah("push", "--quiet", local, f"oci:{LAYOUT.name}:{stored}")
                 oci.uncompress(stored)
             moved = oci.import_images({f"{full}:{tag}": stored, f"{full}:dev": stored})
             notes.append(f"{moved / 1e6:.1f} MB moved")
@@ -107,7 +107,8 @@ def _load_embedded(target: str) -> str:
     return f"lepton/{target}:{tag}"
 
 
-def _build(target: str) -> str:
+def build(target: str) -> str:
+    """The image as the builder knows it, built unless the same content has been built before. Without Docker."""
     base = os.environ.get(f"{target.upper()}_BASE") or bases.require(target)
     tag = content_tag(target, base)
     local = f"localhost/lepton/{target}:{tag}"
@@ -131,14 +132,15 @@ def _prune(target: str, keep: str) -> None:
 
 
 def _load_kind(target: str) -> str:
-    local = _docker_build(target)
+    local = docker_build(target)
     with step(f"{target} image into the cluster", long=True):
         _run("docker", "tag", local, f"lepton/{target}:dev")
         _run(str(substrate.kind()), "load", "docker-image", "--name", substrate.KIND_NAME, local, f"lepton/{target}:dev")
     return local
 
 
-def _docker_build(target: str) -> str:
+def docker_build(target: str) -> str:
+    """The image as Docker knows it. Raises Refused where the build fails."""
     base = os.environ.get(f"{target.upper()}_BASE", "")
     name = f"lepton/{target}:{content_tag(target, base)}"
     argument = ["--build-arg", f"{target.upper()}_BASE={base}"] if base else []

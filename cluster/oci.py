@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from cluster.places import LAYOUT
+from cluster.places import LAYOUT, locked
 from cluster.settings import CONTAINERD_SOCKET
 from cluster.terminal import Refused
 
@@ -37,22 +37,23 @@ class Readable(Protocol):
 
 def create_image(tag: str, layer: Readable, config: Mapping[str, object]) -> None:
     """Store an image of one layer (an uncompressed tar) in the layout under `tag`; `config` is the `config` part of its configuration."""
-    (LAYOUT / "blobs/sha256").mkdir(parents=True, exist_ok=True)
-    (LAYOUT / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
-    layer_blob = _store(layer, LAYER)
-    configuration = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": dict(config),
-        "rootfs": {"type": "layers", "diff_ids": [layer_blob["digest"]]},
-        "history": [{"created_by": "cluster"}],
-    }
-    config_blob = _store(io.BytesIO(json.dumps(configuration).encode()), CONFIG)
-    manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config_blob, "layers": [layer_blob]}
-    descriptor = _store(io.BytesIO(json.dumps(manifest).encode()), MANIFEST)
-    others = [entry for entry in _index()["manifests"] if entry.get("annotations", {}).get(REFERENCE) != tag]
-    entries = [*others, {**descriptor, "annotations": {REFERENCE: tag}}]
-    (LAYOUT / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}))
+    with locked("layout"):
+        (LAYOUT / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+        (LAYOUT / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+        layer_blob = _store(layer, LAYER)
+        configuration = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": dict(config),
+            "rootfs": {"type": "layers", "diff_ids": [layer_blob["digest"]]},
+            "history": [{"created_by": "cluster"}],
+        }
+        config_blob = _store(io.BytesIO(json.dumps(configuration).encode()), CONFIG)
+        manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config_blob, "layers": [layer_blob]}
+        descriptor = _store(io.BytesIO(json.dumps(manifest).encode()), MANIFEST)
+        others = [entry for entry in _index()["manifests"] if entry.get("annotations", {}).get(REFERENCE) != tag]
+        entries = [*others, {**descriptor, "annotations": {REFERENCE: tag}}]
+        (LAYOUT / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}))
 
 
 def uncompress(tag: str) -> None:
@@ -61,16 +62,17 @@ def uncompress(tag: str) -> None:
     The builder compresses every layer anew for each image that it hands over, but leaves out a layer of which the layout has the plain tar.
     So this costs seconds once, and spares them at every later change of our code.
     """
-    index = _index()
-    entry = next(item for item in index["manifests"] if item.get("annotations", {}).get(REFERENCE) == tag)
-    manifest = json.loads(_path(entry["digest"]).read_text())
-    for number, layer in enumerate(manifest["layers"]):
-        if layer["mediaType"].endswith("+gzip"):
-            with gzip.open(_path(layer["digest"])) as content:
-                manifest["layers"][number] = _store(content, LAYER)
-    descriptor = _store(io.BytesIO(json.dumps(manifest).encode()), MANIFEST)
-    entry.update(descriptor)
-    (LAYOUT / "index.json").write_text(json.dumps(index))
+    with locked("layout"):
+        index = _index()
+        entry = next(item for item in index["manifests"] if item.get("annotations", {}).get(REFERENCE) == tag)
+        manifest = json.loads(_path(entry["digest"]).read_text())
+        for number, layer in enumerate(manifest["layers"]):
+            if layer["mediaType"].endswith("+gzip"):
+                with gzip.open(_path(layer["digest"])) as content:
+                    manifest["layers"][number] = _store(content, LAYER)
+        descriptor = _store(io.BytesIO(json.dumps(manifest).encode()), MANIFEST)
+        entry.update(descriptor)
+        (LAYOUT / "index.json").write_text(json.dumps(index))
 
 
 def has(tag: str) -> bool:
@@ -80,14 +82,15 @@ def has(tag: str) -> bool:
 
 def remove(tags: Iterable[str]) -> None:
     """Forget images of the layout, and delete the blobs that no other image needs."""
-    gone = set(tags)
-    index = _index()
-    index["manifests"] = [entry for entry in index["manifests"] if entry.get("annotations", {}).get(REFERENCE) not in gone]
-    (LAYOUT / "index.json").write_text(json.dumps(index))
-    needed = {blob["digest"] for entry in index["manifests"] for blob in (entry, *_blobs(entry))}
-    for path in (LAYOUT / "blobs/sha256").iterdir():
-        if f"sha256:{path.name}" not in needed:
-            path.unlink()
+    with locked("layout"):
+        gone = set(tags)
+        index = _index()
+        index["manifests"] = [entry for entry in index["manifests"] if entry.get("annotations", {}).get(REFERENCE) not in gone]
+        (LAYOUT / "index.json").write_text(json.dumps(index))
+        needed = {blob["digest"] for entry in index["manifests"] for blob in (entry, *_blobs(entry))}
+        for path in (LAYOUT / "blobs/sha256").iterdir():
+            if f"sha256:{path.name}" not in needed:
+                path.unlink()
 
 
 def tags() -> list[str]:

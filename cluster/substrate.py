@@ -73,10 +73,14 @@ def kind() -> Path:
     return Path(found) if found else gotools.tool("kind")
 
 
+def kubectl_program() -> str:
+    """The machine's kubectl, else the one that is part of the embedded cluster's program."""
+    return shutil.which("kubectl") or str(gotools.tool("kubectl"))
+
+
 def kubectl(*arguments: str, check: bool = True) -> str:
     """What kubectl answers about the cluster that serves here. Raises Refused when it fails and `check` is on."""
-    program = shutil.which("kubectl") or str(gotools.tool("kubectl"))
-    done = subprocess.run([program, f"--kubeconfig={kubeconfig()}", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([kubectl_program(), f"--kubeconfig={kubeconfig()}", *arguments], capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise Refused(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout if done.returncode == 0 else ""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster import substrate
+
 Object = dict[str, Any]
 
 
@@ -20,7 +22,7 @@ class Kubectl:
     def run(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """The finished process; its exit status is the caller's to judge."""
         where = ["--namespace", self.namespace] if self.namespace else []
-        command = ["kubectl", f"--kubeconfig={self.kubeconfig}", *where, *arguments]
+        command = [substrate.kubectl_program(), f"--kubeconfig={self.kubeconfig}", *where, *arguments]
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
 
     def __call__(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:

@@ -38,7 +38,7 @@ class SimulatedAgent(asyncio.Protocol):
     worker: int = 0
     uid: str = ""
     boot: str = "a"
-    token: str = "secret"
+    token: str = field(default="secret", repr=False)
     obedient: bool = True
     can_stop: bool = False
     version: int = VERSION

@@ -21,6 +21,7 @@ NAME = (
 PATH = "path is a directory inside the claim: write it without a leading or trailing '/' and without '.' and '..', for example digits/run-1"
 DURATION = "window is a duration of hours, minutes and seconds, at least 1s: write 90s, 30m or 1h30m"
 BELOW = "replicas is below minReplicas: write as many as minReplicas or more, or lower minReplicas first"
+GPUS = "GPUs are counted in whole numbers: write nvidia.com/gpu: 8"
 OURS = "is set by the operator for each process and generation: remove it from env"
 FIXED = "can't be changed while the job exists: delete the job and apply it again"
 
@@ -144,6 +145,8 @@ WRONG = (
         "spec.workers.resources.limits.cpu",
         'must be of type integer,string: "number"',
     ),
+    Wrong("half a GPU", "{workers: {resources: {limits: {nvidia.com/gpu: '0.5'}}}}", "spec.workers.resources.limits", GPUS),
+    Wrong("GPUs in thousands", "{workers: {resources: {requests: {amd.com/gpu: 1k}}}}", "spec.workers.resources.requests", GPUS),
     Wrong("shared memory in words", "{workers: {sharedMemory: plenty}}", "spec.workers.sharedMemory", "should match"),
     Wrong("no shared memory", "{workers: {sharedMemory: 0}}", "spec.workers.sharedMemory", "should be greater than or equal to 1"),
     # The trainer.
@@ -321,7 +324,7 @@ WRONG = (
 RIGHT = {
     "the smallest job": "{}",
     "an elastic job": "{workers: {replicas: 4, minReplicas: 2}}",
-    "GPUs and memory": "{workers: {sharedMemory: 16Gi, resources: {limits: {nvidia.com/gpu: 8, memory: 1.5Gi, cpu: '0.5'}}}}",
+    "GPUs and memory": "{workers: {sharedMemory: 16Gi, resources: {limits: {nvidia.com/gpu: 8, nvidia.com/mig-x: '2', memory: 1.5Gi}}}}",
     "a variable of each kind": trainer(
         "{name: A, value: ''}, {name: B, valueFrom: {secretKeyRef: {name: s, key: k, optional: true}}},"
         " {name: C, valueFrom: {resourceFieldRef: {resource: limits.cpu, divisor: 1m}}},"

@@ -65,10 +65,18 @@ async def load_configuration(kubeconfig: str = "") -> kube.Configuration:
 class Api:
     """Requests of one operator. Raises `Conflict`, `Gone`, `AlreadyExists`, `Expired`, `Rejected`, `Unavailable`, nothing else."""
 
-    def __init__(self, configuration: kube.Configuration, qps: float = 100.0, burst: float = 200.0, observe: Observe | None = None) -> None:
+    def __init__(self, configuration: kube.Configuration, qps: float = 200.0, burst: float = 400.0, observe: Observe | None = None) -> None:
+        self.on_return: Callable[[], None] = lambda: None
+        """Called when the API server answers again after it could not be reached."""
+        self._away = False
         self._client = kube.ApiClient(configuration)
         self._bucket = TokenBucket(qps, burst)
         self._observe = observe
+
+    @property
+    def configuration(self) -> kube.Configuration:
+        configuration: kube.Configuration = self._client.configuration
+        return configuration
 
     async def close(self) -> None:
         await self._client.close()
@@ -90,6 +98,12 @@ class Api:
         try:
             status, headers, data = await self._send(verb, path, query, body, content_type, timeout)
             code = str(status)
+            if self._away:
+                self._away = False
+                self.on_return()
+        except Unavailable:
+            self._away = True
+            raise
         finally:
             if self._observe:
                 self._observe(verb, resource, code, time.monotonic() - began)
@@ -109,7 +123,7 @@ class Api:
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
         for last in (False, True):
             try:
-                headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "lepton-operator"}
+                headers = {"Accept": "application/json, */*;q=0.5", "Content-Type": content_type, "User-Agent": "lepton-operator"}
                 await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
                 response = await self._client.rest_client.request(method, url, headers=headers, body=body, _request_timeout=limits)
                 return response.status, response.headers, await response.read()

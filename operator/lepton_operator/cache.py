@@ -11,7 +11,7 @@ from typing import Any
 
 from lepton_operator.job import Job, JobError, read_job
 from lepton_operator.projection import Pod, read_node_ready, read_pod
-from lepton_operator.worker import Worker
+from lepton_operator.worker import Phase, Worker
 
 Json = Mapping[str, Any]
 Keys = frozenset[str]
@@ -45,6 +45,7 @@ class Cache:
         self._owned: dict[str, dict[str, Pod]] = {}  # UID of a job -> name of a pod -> pod
         self._dead: OrderedDict[str, None] = OrderedDict()  # UIDs, oldest first
         self._watches_nodes = False
+        self._notes: dict[str, tuple[str, str]] = {}  # UID of a pod -> (reason, message) of what its status does not tell
 
     def job(self, key: str) -> Job | None:
         """The newest known job of "namespace/name"; None when there is none. Raises its `JobError` when it cannot be read."""
@@ -66,7 +67,7 @@ class Cache:
     def workers(self, job_uid: str) -> list[Worker]:
         """The pods that this job's UID controls, by index and age, with what is known of their nodes."""
         pods = sorted(self._owned.get(job_uid, {}).values(), key=lambda pod: (pod.worker.index, pod.worker.created, pod.worker.name))
-        return [self._with_node(pod.worker) for pod in pods]
+        return [self._with_node(self._with_note(pod.worker)) for pod in pods]
 
     def pod(self, namespace: str, name: str) -> Pod | None:
         entry = self._objects[PODS].get((namespace, name))
@@ -74,6 +75,20 @@ class Cache:
 
     def pods(self) -> Iterable[Pod]:
         return [entry.value for entry in self._objects[PODS].values()]
+
+    def _with_note(self, worker: Worker) -> Worker:
+        if worker.phase is not Phase.PENDING or worker.trouble or worker.uid not in self._notes:
+            return worker
+        reason, message = self._notes[worker.uid]
+        return replace(worker, trouble=reason, trouble_message=message)
+
+    def note(self, pod_uid: str, reason: str, message: str) -> Keys:
+        """What keeps a pending pod from starting, learned elsewhere than in its status; it counts until the pod starts or is gone."""
+        pod = next((pod for pod in self.pods() if pod.worker.uid == pod_uid), None)
+        if pod is None or self._notes.get(pod_uid) == (reason, message):
+            return NOTHING
+        self._notes[pod_uid] = (reason, message)
+        return frozenset({pod.job_key})
 
     def _with_node(self, worker: Worker) -> Worker:
         if not self._watches_nodes or not worker.node:
@@ -144,6 +159,7 @@ class Cache:
         return self._keys_on(entry.name) if kind == NODES else frozenset({"/".join(where)})
 
     def _bury(self, uid: str) -> None:
+        self._notes.pop(uid, None)
         self._dead[uid] = None
         self._dead.move_to_end(uid)
         while len(self._dead) > TOMBSTONES:

@@ -15,6 +15,9 @@ from lepton_operator.worker import Worker
 from lepton_trainer.protocol.messages import ProcessExit
 
 LOG_TAIL_LIMIT = 2048
+MESSAGE_LIMIT = 2048
+UNCERTAIN = frozenset({"ConnectionLost", "AgentSilent", "AgentNotBack"})
+"""Nobody saw these go: one that was seen going at the same time is the likelier cause."""
 
 
 def find_cause(job: Job, generation: Generation, judgements: Sequence[Judgement], wall: float) -> tuple[Judgement, LastFailure]:
@@ -34,7 +37,7 @@ def find_cause(job: Job, generation: Generation, judgements: Sequence[Judgement]
         reason=culprit.reason,
         exit_code=culprit.worker.exit_code if culprit.worker else None,
         signal=culprit.worker.signal if culprit.worker else None,
-        message=f"worker {culprit.member.worker} ({name}{where}) was lost: {culprit.message}{_remedy_of_loss(culprit.reason)}",
+        message=_short(f"worker {culprit.member.worker} ({name}{where}) was lost: {culprit.message}{_remedy_of_loss(culprit.reason)}"),
     )
 
 
@@ -50,15 +53,16 @@ def of_worker(job: Job, worker: Worker, wall: float) -> LastFailure:
         reason=worker.trouble or ("OOMKilled" if worker.oom_killed else "WorkerFailedToStart"),
         exit_code=worker.exit_code,
         signal=worker.signal,
-        message=f"worker {worker.index} ({worker.name}) ended before it joined: {what}; see {_logs(job, worker.name)}",
+        message=_short(f"worker {worker.index} ({worker.name}) ended before it joined: {what}", f"; see {_logs(job, worker.name)}"),
     )
 
 
 def _culprit(judgements: Sequence[Judgement]) -> Judgement:
     failed = sorted((j for j in judgements if j.verdict is Verdict.FAILED), key=lambda j: j.agent.failed_order if j.agent else 0)
     own = [j for j in failed if (exit_ := _first_exit(j)) is None or not exit_.witness]
-    lost = [j for j in judgements if j.verdict is Verdict.LOST]
-    candidates = [*own, *lost, *failed]
+    lost = sorted((j for j in judgements if j.verdict is Verdict.LOST), key=lambda j: j.reason in UNCERTAIN)
+    departed = [j for j in judgements if j.verdict in (Verdict.LEAVING, Verdict.STOPPED) and j.reason]
+    candidates = [*own, *lost, *departed, *failed]
     if not candidates:
         raise ValueError("no member failed or was lost")
     return candidates[0]
@@ -90,9 +94,14 @@ def _of_process(job: Job, culprit: Judgement, exit_: ProcessExit, wall: float) -
         reason=reason,
         exit_code=exit_.exit_code,
         signal=exit_.signal,
-        message=f"rank {exit_.rank} ({where}) {how}{said}; see {_logs(job, name)}",
+        message=_short(f"rank {exit_.rank} ({where}) {how}{said}", f"; see {_logs(job, name)}"),
         log_tail=(exit_.traceback or exit_.log_tail)[-LOG_TAIL_LIMIT:],
     )
+
+
+def _short(text: str, tail: str = "") -> str:
+    """The tail, which says what to do, is never cut off."""
+    return text[: MESSAGE_LIMIT - len(tail)] + tail
 
 
 def _logs(job: Job, worker: str) -> str:

@@ -6,6 +6,7 @@ from lepton_operator import conditions, goodput
 from lepton_operator.draft import Draft
 from lepton_operator.job import Job
 from lepton_operator.status import Time
+from lepton_operator.world import Plan
 
 LOOK_SECONDS = 30.0
 """Another installation's job is looked at again after so long."""
@@ -15,6 +16,15 @@ def of_another(draft: Draft) -> bool:
     """Whether another installation has claimed this job and still lives."""
     claimant = draft.observed.manager
     return bool(claimant) and claimant != draft.world.manager and not draft.world.claimant_gone
+
+
+def leave_alone(draft: Draft) -> Plan:
+    """Another installation's job: said once, and nothing else is done."""
+    if draft.memory.claimed_by != draft.observed.manager:
+        draft.remember(claimed_by=draft.observed.manager)
+        about = f"this job is run by the operator {draft.observed.manager}; {draft.world.manager} leaves it alone"
+        draft.event("Warning", "ClaimedByAnother", about)
+    return Plan(draft.memory, events=tuple(draft.events), wake=LOOK_SECONDS)
 
 
 def accept(draft: Draft) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -10,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lepton_operator import conditions
-from lepton_operator.local import processes
+from lepton_operator.local import columns, processes
 from lepton_operator.local.follow import Follower
 from lepton_operator.local.manifest import read_manifest
-from lepton_operator.local.run import Options, run_locally
-from lepton_operator.local.store import RunDirectory
+from lepton_operator.local.store import RunDirectory, state_home
 from lepton_operator.local.validation import ManifestError, validate
 from lepton_operator.status import read_status
 from lepton_operator.substrate import Gone
@@ -31,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lepton: {error}", file=sys.stderr)
         return USAGE
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"lepton: {where}{error.strerror or error}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return 130
 
@@ -48,9 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--metrics-port", type=int, default=0, metavar="PORT", help="for /metrics on 127.0.0.1; 0: any free one")
     run.set_defaults(do=_run)
 
-    get = commands.add_parser("get", help="print the job's object as JSON")
-    _names(get)
+    get = commands.add_parser("get", help="show a job in a line, or all jobs of this machine")
+    _names(get, optional=True)
+    get.add_argument("-o", "--output", choices=["json"], help="the whole object, as kubectl prints it")
     get.set_defaults(do=_get)
+
+    describe = commands.add_parser("describe", help="show a job's conditions, last failure and events")
+    _names(describe)
+    describe.set_defaults(do=_describe)
 
     logs = commands.add_parser("logs", help="print the workers' logs")
     _names(logs)
@@ -71,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="of the job")
+def _names(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    parser.add_argument("name", help="of the job", nargs="?" if optional else None)
     parser.add_argument("-n", "--namespace", default="default")
 
 
@@ -81,6 +91,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ManifestError(
             f"on a cluster a job is started by `kubectl apply -f {options.file}`; write `lepton run {options.file} --local` to run it here"
         )
+    from lepton_operator.local.run import Options, run_locally  # servers and clients that the other commands do not wait for
+
     manifest = read_manifest(options.file)
     metadata = manifest.job["metadata"]
     run = RunDirectory(metadata["namespace"], metadata["name"])
@@ -96,8 +108,35 @@ def _existing(options: argparse.Namespace) -> tuple[RunDirectory, dict[str, Any]
 
 
 def _get(options: argparse.Namespace) -> int:
-    _, body = _existing(options)
-    print(json.dumps(body, indent=2))
+    if options.name is not None:
+        bodies = [_existing(options)[1]]
+    else:
+        home = state_home() / options.namespace
+        runs = [RunDirectory(options.namespace, path.parent.name) for path in sorted(home.glob("*/job.json"))]
+        bodies = [body for run in runs if (body := run.read()) is not None]
+    if options.output == "json":
+        print(json.dumps(bodies[0] if options.name is not None else {"kind": "List", "apiVersion": "v1", "items": bodies}, indent=2))
+    elif bodies:
+        print(columns.table([columns.row(body) for body in bodies]))
+    else:
+        print(f"lepton: no job of namespace {options.namespace} was run on this machine", file=sys.stderr)
+    return 0
+
+
+def _describe(options: argparse.Namespace) -> int:
+    run, body = _existing(options)
+    status = read_status(body["status"])
+    print(columns.table([columns.row(body)]))
+    print(f"\nDirectory:  {run.path}" + ("" if run.running else "  (no `lepton run` has it now)"))
+    if run.running:
+        print(f"Metrics:    {run.metrics_file.read_text()}")
+    print("Conditions:")
+    for condition in status.conditions:
+        print(f"  {condition.type:<12} {condition.status!s:<6} {condition.reason}: {condition.message}")
+    if status.last_failure is not None:
+        print(f"Last failure:\n  {status.last_failure.reason}: {status.last_failure.message}")
+    print("Events:")
+    print("".join(f"  {line}\n" for line in run.events_file.read_text().splitlines()), end="")
     return 0
 
 
@@ -107,9 +146,10 @@ def _logs(options: argparse.Namespace) -> int:
     while True:
         body = run.read()
         ended = body is None or conditions.is_true(read_status(body["status"]).conditions, conditions.FINISHED)
-        for line in follower.lines():
+        last = ended or not options.follow
+        for line in follower.lines(last):
             print(line, flush=True)
-        if ended or not options.follow:
+        if last:
             return 0
         time.sleep(0.2)
 

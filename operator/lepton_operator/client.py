@@ -14,7 +14,7 @@ from lepton_operator.api import AlreadyExists, Api
 from lepton_operator.cache import JOBS, PODS, Cache
 from lepton_operator.events import Recorder
 from lepton_operator.job import Job
-from lepton_operator.manifests import PodDefaults, build_pod, build_service
+from lepton_operator.manifests import PodDefaults, build_pod, build_service, owned_env
 from lepton_operator.projection import Pod, digest, owner_of, read_pod
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Unavailable
 from lepton_operator.worker import Phase, Worker
@@ -52,6 +52,11 @@ class ClusterSubstrate:
         except Conflict as error:  # of a quota that others write too, never of the pod
             raise Unavailable(str(error), retry_after=0.2) from None
         self._cache.apply(PODS, body)
+        ignored = owned_env(job)
+        if ignored:
+            await self.emit(
+                job, Event("Warning", "EnvironmentIgnored", f"set by the operator, not by the job: {', '.join(ignored)}; remove it")
+            )
         return read_pod(body).worker
 
     async def _own_pod(self, job: Job, path: str, name: str) -> dict[str, Any]:
@@ -108,7 +113,9 @@ class ClusterSubstrate:
         await self._events.emit(job, event)
 
     async def trust(self, ca: str) -> int:
-        """Makes `ca` (PEM) what workers trust, those that exist too; how many had to be told. Only a new CA costs writes."""
+        """Makes `ca` (PEM) what workers trust, those that exist too; how many had to be told. Only a new CA costs writes.
+
+        To be repeated: a pod that could not be told now is told then."""
         self.defaults = replace(self.defaults, ca=ca)
         behind = [
             pod
@@ -124,7 +131,7 @@ class ClusterSubstrate:
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.worker.name}"
         try:
             body = await self._api.request("patch", "pods", path, body=patch, content_type="application/merge-patch+json")
-        except (Conflict, Gone, Rejected) as error:
+        except (Conflict, Gone, Rejected, Unavailable) as error:
             log.info("pod %s was not told of the CA: %s", pod.worker.name, error, extra={"job": pod.job_key})
             return
         self._cache.apply(PODS, body)

@@ -29,6 +29,7 @@ class Config:
     kubeconfig: str
     pod_name: str
     pod_ip: str
+    in_pod: bool  # `pod_name` is that of a pod
 
     @property
     def manager(self) -> str:
@@ -62,7 +63,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
     add("--ca-secret", default="lepton-operator-coordinator-ca", help="Secret with the coordinator's CA; the leader fills an empty one")
     add("--log-format", default="json", choices=["json", "text"], help="one JSON object per line, or text for people")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"], help="the least that is logged")
-    add("--api-qps", type=_positive, default=100.0, help="requests per second to the API server; bursts are twice that")
+    add("--api-qps", type=_positive, default=200.0, help="requests per second to the API server; bursts are twice that")
     add("--workers", type=_positive_int, default=16, help="jobs that are looked at side by side")
     add("--kubeconfig", default="", help="outside a cluster: the kubeconfig to use")
     given = parser.parse_args(arguments)
@@ -90,6 +91,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
         kubeconfig=given.kubeconfig,
         pod_name=environment.get("POD_NAME") or f"lepton-operator-{os.getpid()}",
         pod_ip=pod_ip,
+        in_pod="POD_NAME" in environment,
     )
 
 

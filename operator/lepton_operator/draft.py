@@ -37,6 +37,7 @@ class Draft:
         self.shutdown: dict[str, str] = {}
         self.probe = False
         self.failed = False
+        self.returning = False  # agents of the generation on record still come back to a new leader: nothing is known better
         self.waits: list[float] = []
         self.holding = ""  # why no generation is formed although one is due, for the user
 
@@ -71,9 +72,10 @@ class Draft:
         return newest[0] if newest and newest[0].connected else None
 
     def first_speaker(self) -> Agent | None:
-        """The connected member of the lowest rank that has reported anything."""
-        spoken = [j.agent for j in self.judgements if j.agent and j.agent.connected]
-        return next((a for a in spoken if a.progress.step is not None), spoken[0] if spoken else None)
+        """The member of the lowest rank that has reported a step, connected if any such is; else whoever is connected."""
+        known = [j.agent for j in self.judgements if j.agent is not None]
+        connected = [a for a in known if a.connected]
+        return next((a for a in [*connected, *known] if a.progress.step is not None), connected[0] if connected else None)
 
     def member_uids(self) -> set[str]:
         """Of the current generation."""
@@ -82,9 +84,11 @@ class Draft:
     def candidates(self) -> list[Agent]:
         """Who could be a member now: one connected agent for each wanted index."""
         members = self.member_uids()
+        lost = self.memory.lost_at
         found: list[Agent] = []
         for index in range(self.job.workers.replicas):
-            speakers = [(w, a) for w in self.living(index) if (a := self.speaker(w)) is not None and not a.state.leaving]
+            speaking = [(w, a) for w in self.living(index) if w.uid not in lost and (a := self.speaker(w)) is not None]
+            speakers = [(w, a) for w, a in speaking if not a.state.leaving]
             if speakers:
                 found.append(min(speakers, key=lambda pair: (pair[0].uid not in members, pair[0].created, pair[0].name))[1])
         return found

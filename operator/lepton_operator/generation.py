@@ -16,6 +16,7 @@ from lepton_trainer.protocol import messages
 class Generation:
     number: int
     members: tuple[Member, ...]
+    recorded: str = ""  # the digest on record, where it cannot be computed: a member that has ended does not tell its boot any more
 
     @property
     def size(self) -> int:
@@ -32,6 +33,8 @@ class Generation:
     @property
     def digest(self) -> str:
         """Of number and members, 16 hexadecimal digits: how a new leader knows that what the agents report is all of it."""
+        if self.recorded:
+            return self.recorded
         text = "|".join([str(self.number), *(f"{m.worker}:{m.uid}:{m.boot}:{m.procs}" for m in self.members)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -64,24 +67,24 @@ def next_number(recorded: int, agents: Iterable[Agent]) -> int:
     return max([recorded, *(agent.state.highest for agent in agents)]) + 1
 
 
-def adopt(number: int, size: int, digest: str, agents: Sequence[Agent], done: Sequence[Worker] = ()) -> Generation | None:
+def adopt(number: int, size: int, digest: str, agents: Sequence[Agent], gone: Sequence[Worker] = (), procs: int = 1) -> Generation | None:
     """Generation `number` rebuilt from what its members report, or None while (or because) they do not add up.
 
-    `done`: workers that ended with success and speak no more. Where there are such, the digest cannot be computed; then the agents' word
-    for it and the number of members must do.
+    `gone`: workers of `procs` processes that have ended as its members and speak no more. Where there are such, the digest cannot be
+    computed; then the agents' word for it and the number of members must do.
     """
     reporting = [a for a in agents if a.connected and a.state.generation == number and a.state.digest == digest]
     heard = {agent.worker for agent in reporting}
-    silent = [Member(w.index, w.uid, "", 0, "") for w in done if w.index not in heard]
+    silent = [Member(w.index, w.uid, "", procs, "") for w in gone if w.index not in heard]
     members = sorted([*(member_of(a) for a in reporting), *silent], key=lambda member: member.worker)
     if size < 1 or len(members) != size or len({m.worker for m in members}) != size:
         return None
-    rebuilt = Generation(number, tuple(members))
-    return rebuilt if silent or rebuilt.digest == digest else None
+    rebuilt = Generation(number, tuple(members), recorded=digest if silent else "")
+    return rebuilt if rebuilt.digest == digest else None
 
 
-def started(generation: Generation, agents: Iterable[Agent], done: Collection[str] = ()) -> bool:
-    """Every member's processes of this generation were started (they may have ended since; `done`: UIDs that ended with success)."""
+def started(generation: Generation, agents: Iterable[Agent], gone: Collection[str] = ()) -> bool:
+    """Every member's processes of this generation were started (they may have ended since; `gone`: UIDs of workers that have ended)."""
     after_start = {messages.RUNNING, messages.SUCCEEDED, messages.FAILED, messages.STOPPED}
     places = {(a.uid, a.boot) for a in agents if a.state.generation == generation.number and a.state.phase in after_start}
-    return all((member.uid, member.boot) in places or member.uid in done for member in generation.members)
+    return all((member.uid, member.boot) in places or member.uid in gone for member in generation.members)

@@ -1,5 +1,6 @@
 """Every second is accounted for: measuring objects, fed with numbers and times, that know no clock of their own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from lepton_operator.status import GoodputView
@@ -10,6 +11,7 @@ WAITING = "waitingForPods"
 STARTING = "starting"
 RECOVERING = "recovering"
 RECOMPUTING = "recomputing"
+UNOBSERVED = "unobserved"  # no leader looked, and nothing tells what went on
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ class Account:
         if self.current and mono > self.at:
             seconds = {**seconds, self.current: seconds.get(self.current, 0.0) + mono - self.at}
         return replace(self, seconds=seconds, current=category, at=mono)
+
+    def add(self, category: str, seconds: float) -> "Account":
+        """Seconds that passed while nobody kept the account."""
+        return replace(self, seconds={**self.seconds, category: self.seconds.get(category, 0.0) + seconds})
 
     def recovered(self, seconds: float) -> "Account":
         """One interruption is over: from the first evidence to the first step of the generation that followed."""
@@ -69,7 +75,7 @@ def resume(view: GoodputView) -> Account:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """A job's counters, summed over the agents that spoke for it one after the other (the lowest living rank's)."""
+    """A job's counters, summed over the agents that spoke for it one after the other (each as long as it is there)."""
 
     steps: int = 0
     samples: float = 0.0
@@ -77,6 +83,10 @@ class Counters:
     nonfinite: int = 0
     source: tuple[str, str] = ("", "")  # (uid, boot)
     seen: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)
+
+    def speaker(self, agents: Sequence[Agent]) -> Agent | None:
+        """Who of the connected `agents` is counted: the last one while it is there, for the next has missed or made some steps by then."""
+        return next((a for a in agents if (a.uid, a.boot) == self.source), agents[0] if agents else None)
 
     def observe(self, agent: Agent, *, fresh: bool) -> "Counters":
         """Adds what `agent` counted since it was last looked at; `fresh`: it is the job's first speaker, so all that it has counts."""

@@ -14,8 +14,8 @@ import kopf
 from lepton_operator import constants as c
 from lepton_operator.cache import JOBS, NODES, PODS
 
-Deliver = Callable[[str, Any, bool], None]
-"""Told (kind, the object's JSON, whether it is gone)."""
+Deliver = Callable[[str, Any, str | None], None]
+"""Told (kind, the object's JSON, ADDED, MODIFIED or DELETED; None: found by a LIST when a watch starts)."""
 
 STOP_SECONDS = 1.0
 
@@ -70,19 +70,28 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def kopf_registry(deliver: Deliver, watch_nodes: bool, kubeconfig: str) -> kopf.OperatorRegistry:
+def kopf_registry(deliver: Deliver, watch_nodes: bool, configuration: Any) -> kopf.OperatorRegistry:
+    """`configuration` is the client library's: kopf is logged in as the client is, with the token that is valid now."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
-    def log_in(**kwargs: Any) -> Any:
-        if kubeconfig:
-            return kopf.login_with_kubeconfig(**kwargs)
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    async def log_in(**_: Any) -> kopf.ConnectionInfo:
+        authorization = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        return kopf.ConnectionInfo(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            ca_data=None if configuration.ssl_ca_cert else configuration.ca_cert_data,
+            insecure=not configuration.verify_ssl,
+            scheme="Bearer" if authorization else None,
+            token=authorization.split()[-1] if authorization else None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+        )
 
     def listen(kind: str, *resource: str) -> None:
         @kopf.on.event(*resource, registry=registry, id=kind)
         async def on_event(event: Any, **_: Any) -> None:
-            deliver(kind, event["object"], event["type"] == "DELETED")
+            deliver(kind, event["object"], event["type"])
 
     listen(JOBS, c.GROUP, c.VERSION, c.PLURAL)
     listen(PODS, "", "v1", "pods")

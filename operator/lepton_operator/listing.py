@@ -1,15 +1,18 @@
-"""Keeps the cache true: LISTs before the watches start and every ten minutes, and decides which namespaces can be served at all.
+"""Keeps the cache true by LISTs, and decides which namespaces can be served at all.
 
-A broken watch can miss a deletion and kopf does not make up for it; a LIST does. A namespace that is refused (it was deleted, or its Role)
-is let go with all that was known of it, asked again later, and costs the others nothing.
+A broken watch can miss a deletion and kopf does not make up for it; a LIST does: before the watches start, every ten minutes, and soon
+after anything that a watch may not have survived (the API server was away, a watch started anew, leadership came). A namespace that is
+refused (it was deleted, or its Role) is let go with all that was known of it, asked again later, and costs the others nothing.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
 from typing import Any
 
+from lepton_operator import clock
 from lepton_operator import constants as c
 from lepton_operator.api import Api, Expired
 from lepton_operator.cache import JOBS, NODES, PODS, Cache
@@ -21,6 +24,11 @@ log = logging.getLogger(__name__)
 RELIST_SECONDS = 600.0
 REFUSED_SECONDS = 30.0
 RETRY_SECONDS = 1.0
+LONGEST_SECONDS = 30.0
+STEADY_SECONDS = 60.0
+"""Watches that lasted so long start again at once; those that end at once ever more patiently."""
+SOON_SECONDS = 2.0
+"""At most one LIST asked for within so long: a watch that starts anew delivers every object it has."""
 
 
 class Listener:
@@ -37,15 +45,15 @@ class Listener:
         changed: Callable[[frozenset[str]], None],
         deleted: Callable[[int], None],
         restore_signals: Callable[[], None],
-        kubeconfig: str = "",
     ) -> None:
         self.primed = asyncio.Event()
         self.why_not = "the cache is not primed yet"
         self._api, self._cache, self._changed, self._deleted = api, cache, changed, deleted
-        self._restore_signals, self._kubeconfig = restore_signals, kubeconfig
+        self._restore_signals = restore_signals
         self._scopes: tuple[str | None, ...] = namespaces or (None,)
         self._served: set[str | None] = set()
         self._served_changed = asyncio.Event()
+        self._relist_wanted = asyncio.Event()
         if not namespaces:
             cache.watch_nodes()
 
@@ -62,20 +70,31 @@ class Listener:
             group.create_task(self._relist(), name="relist")
             group.create_task(self._listen(), name="kopf")
 
+    def relist_soon(self) -> None:
+        """Something happened that a watch may not have survived."""
+        self._relist_wanted.set()
+
     async def _relist(self) -> None:
+        complete = True
         while True:
-            refused = len(self._served) < len(self._scopes)
-            await asyncio.sleep((REFUSED_SECONDS if refused else RELIST_SECONDS) * random.uniform(0.9, 1.1))
-            await self._list_all()
+            seconds = RELIST_SECONDS if len(self._served) == len(self._scopes) else REFUSED_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds * random.uniform(0.9, 1.1) if complete else SOON_SECONDS):
+                    await self._relist_wanted.wait()
+                await asyncio.sleep(SOON_SECONDS)
+            self._relist_wanted.clear()
+            complete = await self._list_all()
 
     async def _listen(self) -> None:
-        registry = kopf_registry(self._deliver, self.watches_nodes, self._kubeconfig)
+        registry = kopf_registry(self._hear, self.watches_nodes, self._api.configuration)
+        pause = RETRY_SECONDS
         while True:
             self._served_changed.clear()
             namespaces = {scope for scope in self._served if scope is not None}
             if not namespaces and not self.watches_nodes:
                 await self._served_changed.wait()
                 continue
+            began = clock.mono()
             listening = asyncio.create_task(
                 listen_until_broken(registry, kopf_settings(), namespaces, self._restore_signals), name="kopf watches"
             )
@@ -89,8 +108,15 @@ class Listener:
                 for task in (listening, stale):
                     task.cancel()
                 await asyncio.gather(listening, stale, return_exceptions=True)
-            await asyncio.sleep(RETRY_SECONDS)
+            pause = RETRY_SECONDS if clock.mono() - began > STEADY_SECONDS else min(LONGEST_SECONDS, 2 * pause)
+            await asyncio.sleep(pause)
             await self._list_all()
+
+    def _hear(self, kind: str, body: Any, change: str | None) -> None:
+        """From a watch. `None` is an object of kopf's own LIST, so a watch has started anew."""
+        if change is None:
+            self.relist_soon()
+        self._deliver(kind, body, change == "DELETED")
 
     def _deliver(self, kind: str, body: Any, gone: bool) -> None:
         keys = self._cache.apply(kind, body, gone)

@@ -19,7 +19,7 @@ from lepton_trainer.protocol import names
 Json = dict[str, Any]
 
 USER_MAY_SET = frozenset({names.WARM_START, names.PRELOAD})
-"""Variables of ours that a job's env may set; every other LEPTON_ name that we set, and torchrun's, it may not."""
+"""Variables of ours that a job's env may set; the other LEPTON_ names, and torchrun's, it may not."""
 
 _PYTHON = re.compile(r"python(\d(\.\d+)?)?$")
 
@@ -36,13 +36,16 @@ class PodDefaults:
 
 
 def owned_env(job: Job) -> tuple[str, ...]:
-    """Names in the job's env that are ours to set (RANK, LEPTON_JOB_UID, ...): they are left out of the pod, and the user is to be told."""
+    """Names in the job's env that are ours to set (RANK, LEPTON_JOB_UID, ...): they are left out of the pod, and the user is to be told.
+
+    The CRD refuses them in spec.trainer.env; it does not look into the pod template.
+    """
     wanted = [str(entry.get("name", "")) for entry in (*_template_trainer(job).get("env", ()), *job.trainer.env)]
     return tuple(dict.fromkeys(name for name in wanted if _is_owned(name)))
 
 
 def _is_owned(name: str) -> bool:
-    return name in names.TORCHRUN or (name.startswith("LEPTON_") and name not in USER_MAY_SET)
+    return name in names.TORCHRUN or (name.startswith(("LEPTON_", "TORCHELASTIC_")) and name not in USER_MAY_SET)
 
 
 def build_pod(job: Job, defaults: PodDefaults, name: str, index: int) -> Json:

@@ -6,12 +6,14 @@ A job's series end with the job, and on a replica that does not lead there are n
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lepton_operator.goodput import PRODUCTIVE
 from lepton_operator.reconciler import JobSummary
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 JOB = ["namespace", "job_name"]
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0)

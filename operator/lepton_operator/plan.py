@@ -5,7 +5,7 @@ memory that is lost (a new leader) is rebuilt from status and from what the agen
 it: the caller writes `Plan.status` first and only then adopts `Plan.memory` and delivers `Plan.order`.
 """
 
-from lepton_operator import claim, conditions, ending, incidents, membership, regroup, view, workforce
+from lepton_operator import claim, conditions, ending, incidents, membership, progress, regroup, view, workforce, writes
 from lepton_operator.draft import Draft
 from lepton_operator.worker import Clock
 from lepton_operator.world import Delete, Memory, Plan, Rejection, World
@@ -17,20 +17,30 @@ def plan(world: World, memory: Memory, now: Clock) -> Plan:
     """What has to be done for `world.job` at `now`."""
     draft = Draft(world, memory, now)
     if claim.of_another(draft):
-        return Plan(memory, wake=claim.LOOK_SECONDS)
-    if draft.has_been(conditions.FINISHED):
-        return Plan(memory, order=draft.order())
+        return claim.leave_alone(draft)
     if draft.has_been(conditions.COMPLETE) or draft.has_been(conditions.FAILED):
         ending.wind_down(draft)
-        return view.conclude(draft)
+        return conclude(draft)
     claim.accept(draft)
     membership.adopt(draft)
     membership.judge(draft)
     if membership.all_succeeded(draft):
         ending.complete(draft)
-        return view.conclude(draft)
+        return conclude(draft)
     incidents.book(draft)
     if not draft.failed:
-        workforce.level(draft)
+        workforce.fill(draft)
         regroup.regroup(draft)
-    return view.conclude(draft)
+        workforce.trim(draft)
+    return conclude(draft)
+
+
+def conclude(draft: Draft) -> Plan:
+    """Describes the state of things, and settles whether that is written now."""
+    if not draft.returning:
+        view.count(draft)
+    if draft.memory.ended is None and not draft.returning:
+        progress.follow(draft)
+        view.describe(draft)
+        progress.account(draft)
+    return draft.plan(writes.due(draft))

@@ -38,7 +38,8 @@ def verdict(incidents: Sequence[Incident], recovery: Recovery, wall: float) -> S
             "RestartBudgetExceeded",
             f"{len(counted)} failures within {window}, and recovery.maxRestarts allows {recovery.max_restarts} restarts",
         )
-    if stuck := _stuck_at(counted):
+    stuck = _stuck_at(counted)
+    if stuck is not None:
         return Sentence(
             "NoProgress",
             f"{NO_PROGRESS_LIMIT} generations in a row failed without a step beyond {stuck}: a restart does not help, mend the cause",
@@ -47,13 +48,15 @@ def verdict(incidents: Sequence[Incident], recovery: Recovery, wall: float) -> S
 
 
 def _stuck_at(incidents: Sequence[Incident]) -> int | None:
-    last = [i for i in incidents if i.generation][-NO_PROGRESS_LIMIT:]
-    if len(last) < NO_PROGRESS_LIMIT or any(i.reason in FREE_OF_BLAME or i.step is None for i in last):
+    """The step beyond which none of the last generations got; the incident before them tells where they began."""
+    reached = [i for i in incidents if i.generation]
+    before, last = reached[-NO_PROGRESS_LIMIT - 1 : -NO_PROGRESS_LIMIT], reached[-NO_PROGRESS_LIMIT:]
+    if not before or any(i.reason in FREE_OF_BLAME for i in last):
         return None
-    steps = [i.step for i in last if i.step is not None]
-    before = [i.step for i in incidents[:-NO_PROGRESS_LIMIT] if i.step is not None]
-    reference = max(before) if before else steps[0]
-    return reference if max(steps) <= reference and reference > 0 else None
+    start, steps = before[0].step, [i.step for i in last]
+    if start is None or any(step is None or step > start for step in steps):
+        return None
+    return start
 
 
 FREE_OF_BLAME = frozenset({"PodFailed", "ConnectionLost", "AgentNotBack", "AgentRestarted", "AgentSilent", "NodeLost"})
@@ -72,7 +75,7 @@ def retry_delay(incidents: Sequence[Incident], progressed_since: bool) -> float:
         in_a_row += 1
     if in_a_row <= FREE_RETRIES:
         return 0.0
-    return float(min(BACKOFF_LIMIT_SECONDS, BACKOFF_BASE_SECONDS * 2 ** (in_a_row - FREE_RETRIES - 1)))
+    return float(min(BACKOFF_LIMIT_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(in_a_row - FREE_RETRIES - 1, 10)))
 
 
 def _words(seconds: float) -> str:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """As Kubernetes names its own pods: no vowels, so no words."""
 CONFLICT_SECONDS = 0.01
+LOOK_AGAIN_SECONDS = 0.05
+"""After a status write the plan is asked once more: what it waits for next is counted from the write."""
 REJECTED_STATUS_SECONDS = 30.0
 BLIND_WINDOW_SECONDS = 1.0
 BLIND_DROPS, BLIND_JOBS = 5, 2
@@ -155,7 +157,7 @@ class Reconciler:
             self._tell(job, event)
         await self._act(job, entry, decided)
         self._forget_ended(key, world)
-        return decided.wake
+        return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
         if job.intra_job_communication and not entry.service:
@@ -239,12 +241,14 @@ class Reconciler:
         )
 
     def _fresh(self, key: str, summary: JobSummary) -> JobSummary:
-        agents = [a for a in self._coordinator.agents(key) if a.connected and a.progress.step is not None]
-        if not agents:
-            return summary
-        speaker = min(agents, key=lambda a: (a.state.group_rank, a.joined))
+        spoken = [a for a in self._coordinator.agents(key) if a.connected and a.progress.step is not None]
+        agents = sorted(spoken, key=lambda a: (a.state.group_rank, a.joined))
         entry = self._entries[key]
-        counters = entry.memory.counters.observe(speaker, fresh=entry.memory.counters.source == ("", ""))
+        counters = entry.memory.counters
+        counted = counters.speaker(agents)
+        if counted is None:
+            return summary
+        counters, speaker = counters.observe(counted, fresh=counters.source == ("", "")), agents[0]
         entry.memory = replace(entry.memory, counters=counters)
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
         entry.summary = replace(summary, counters=counters, loss=loss)

@@ -6,9 +6,10 @@ from dataclasses import replace
 from lepton_operator import evidence, generation
 from lepton_operator.draft import Draft
 from lepton_operator.evidence import Verdict
-from lepton_operator.incidents import cause_pending, retry_wait
+from lepton_operator.incidents import cause_pending, regroup_wait
 from lepton_operator.status import HISTORY_LIMIT, HistoryEntry, MicroTime, Rendezvous
 from lepton_operator.worker import Agent, Phase
+from lepton_trainer.protocol import messages
 
 FIRST_GROUP_SECONDS = 30.0
 """The first generation waits so long for all replicas, once `minReplicas` have joined; then it forms without the rest."""
@@ -30,11 +31,10 @@ def regroup(draft: Draft) -> None:
     if not why:
         return
     members = draft.candidates()
-    done = sum(1 for j in draft.judgements if j.verdict is Verdict.SUCCEEDED and not (j.agent and j.agent.connected))
-    if len(members) + done < draft.job.workers.min_replicas or not members:
+    if len(members) < draft.job.workers.min_replicas:
         draft.holding = f"{len(members)} of at least {draft.job.workers.min_replicas} workers have joined"
         return
-    if (delay := retry_wait(draft)) > 0:
+    if (delay := regroup_wait(draft)) > 0:
         draft.holding = f"waiting {delay:.0f} s after repeated failures"
         draft.wait(delay)
         return
@@ -49,13 +49,16 @@ def _due(draft: Draft) -> str:
     if draft.broken():
         return _broken_due(draft)
     verdicts = {j.verdict for j in draft.judgements}
+    if Verdict.SUCCEEDED in verdicts and verdicts & {Verdict.ALIVE, Verdict.LEAVING, Verdict.SUSPECTED, Verdict.UNKNOWN}:
+        return ""  # it is about to end: whoever still runs finishes, or breaks it
     members = {(m.uid, m.boot) for m in group.members}
     joined = [a for a in draft.candidates() if (a.uid, a.boot) not in members]
-    if Verdict.LEAVING in verdicts:
+    leaving = any(j.verdict is Verdict.LEAVING or (j.verdict is Verdict.STOPPED and j.reason) for j in draft.judgements)
+    if leaving:
         why = "WorkerLeaving"
     elif any(m.worker >= draft.job.workers.replicas for m in group.members):
         why = "ScaledDown"
-    elif joined and Verdict.SUCCEEDED not in verdicts:
+    elif joined:
         why = "Grown"
     elif Verdict.STOPPED in verdicts:
         why = "Stopped"
@@ -65,13 +68,13 @@ def _due(draft: Draft) -> str:
         return ""
     if why == "Grown" and not _may_grow(draft, joined):
         return ""
-    return why if _stopped(draft, leaving=Verdict.LEAVING in verdicts) else ""
+    return why if _stopped(draft, leaving=leaving) else ""
 
 
 def _broken_due(draft: Draft) -> str:
     if cause_pending(draft):
         return ""
-    since = draft.memory.broken_since
+    since = draft.memory.evident_since
     soon = since is not None and draft.now.mono - since < evidence.UNKNOWN_STEP_SECONDS
     if soon and any(j.verdict is Verdict.SUSPECTED for j in draft.judgements):
         return ""
@@ -84,7 +87,8 @@ def _first_due(draft: Draft) -> str:
     if draft.observed.rendezvous.generation:
         expected = [w for i in range(job.workers.replicas) for w in draft.living(i) if w.phase is Phase.RUNNING]
         missing = [w for w in expected if draft.speaker(w) is None]
-        if missing and draft.now.mono - draft.world.leading_since < evidence.RETURN_SECONDS:
+        if missing and _still_returning(draft):
+            draft.returning = True
             draft.wait(0.5)
             return ""
         return "LeaderChanged"
@@ -101,6 +105,15 @@ def _first_due(draft: Draft) -> str:
         draft.wait(left)
         return ""
     return "FirstGroup"
+
+
+def _still_returning(draft: Draft) -> bool:
+    """Agents have time to come back to a new leader; and as long as those that are back go on stepping, all of their group live."""
+    recorded, world = draft.observed.rendezvous, draft.world
+    if draft.now.mono - max(world.leading_since, world.listening_since, world.settled) < evidence.RETURN_SECONDS:
+        return True
+    group = [a for a in world.agents if a.connected and (a.state.generation, a.state.digest) == (recorded.generation, recorded.digest)]
+    return all(a.state.phase == messages.RUNNING for a in group) and evidence.steps_on(group, draft.now)
 
 
 def _may_grow(draft: Draft, joined: Sequence[Agent]) -> bool:
@@ -160,13 +173,15 @@ def _form(draft: Draft, members: Sequence[Agent], why: str) -> None:
     about = f"generation {number}: {formed.size} of {draft.job.workers.replicas} workers, world size {formed.world_size}, {kept} kept"
     draft.event("Normal", why, about)
     broken = draft.memory.broken_since
-    if broken is None and draft.memory.group is not None:
+    if broken is None and draft.observed.rendezvous.generation:
         broken = draft.now.mono
     draft.remember(
         group=formed,
         formed=draft.now.mono,
         reason=why,
         broken_since=broken,
+        evident_since=None,
+        outcomes={},
         stepped=False,
         stop_since=None,
         grow_checkpoint=None,

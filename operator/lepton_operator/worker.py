@@ -111,4 +111,4 @@ class GroupOrder:
     shutdown: dict[str, str] = field(default_factory=dict)  # uid -> verdict (protocol.messages.COMPLETE, ...)
     grace_seconds: float = 0.0
     stop_requested: bool = False  # ask this generation for a coordinated stop; the coordinator drives the rounds of the proposal
-    token: str = ""  # local mode only: the job's shared secret; empty: projected service-account tokens
+    token: str = field(default="", repr=False)  # local mode only: the job's shared secret; empty: projected service-account tokens

@@ -15,10 +15,13 @@ def status(code: int, reason: str, message: str, **details: Any) -> Answer:
 
 
 class FakeApi:
-    """`answers` are used up in order, the last one stays; `requests` holds (method, path with query, body)."""
+    """`answers` are used up in order, the last one stays; `requests` holds (method, path with query, body).
+
+    `routes` come first: the answer of the first whose key is part of the path."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
+        self.routes: dict[str, Answer] = {}
         self.requests: list[tuple[str, str, Any]] = []
         self._runner: web.AppRunner | None = None
         self.configuration = Configuration()
@@ -42,7 +45,8 @@ class FakeApi:
         text = await request.text()
         body = json.loads(text) if text else None
         self.requests.append((request.method, request.path_qs, body))
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        routed = [answer for part, answer in self.routes.items() if part in request.path]
+        answer = routed[0] if routed else self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if callable(answer):
             answer = answer({"request": request, "body": body})
             if hasattr(answer, "__await__"):

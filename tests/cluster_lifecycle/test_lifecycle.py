@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.addresses import BRIDGE
 
 from cluster import daemons, places, substrate, teardown
+from cluster.addresses import BRIDGE
 from kube import Kubectl, eventually
 
 CHECKOUT = Path(__file__).parents[2]

@@ -32,6 +32,7 @@ JOB_RIGHTS = {
     ("training.lepton.ai", "leptontrainingjobs/status", "update"),
     ("", "pods", "get list watch create patch delete"),
     ("", "services", "get create"),
+    ("", "events", "list"),
     ("events.k8s.io", "events", "create patch"),
 }
 OWN_RIGHTS = {
@@ -224,6 +225,15 @@ def test_monitors_honour_the_labels_of_the_series() -> None:
     assert some["spec"]["namespaceSelector"] == {"matchNames": ["a"]}
 
 
+def test_who_has_no_prometheus_operator_finds_the_operator_by_annotations() -> None:
+    def annotations(values: Json) -> Json:
+        found: Json = one(render(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]
+        return found
+
+    assert annotations({})["prometheus.io/port"] == "8080"
+    assert "prometheus.io/scrape" not in annotations({"monitors": {"enabled": True}})
+
+
 def test_the_network_policy_lets_agents_in_and_can_be_left_out() -> None:
     rules = one(render(), "NetworkPolicy")["spec"]["ingress"]
     assert rules[0]["ports"] == [{"port": "coordinator", "protocol": "TCP"}]
@@ -239,6 +249,14 @@ def test_registry_tag_and_pull_secrets_are_written_once_for_both_images() -> Non
     assert "--trainer-image=registry.example.com/team/lepton/trainer:12345678" in container["args"]
     assert pod["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
     assert {"--trainer-pull-secret=one", "--trainer-pull-secret=two", "--trainer-pull-policy=Always"} <= set(container["args"])
+
+
+def test_an_image_may_have_a_tag_or_digest_of_its_own() -> None:
+    digest = "sha256:" + "0" * 64
+    image = {"registry": "registry.example.com:5000", "operator": "team/operator:7", "trainer": f"team/trainer@{digest}", "tag": "8"}
+    container = operator_pod(render({"image": image}))["containers"][0]
+    assert container["image"] == "registry.example.com:5000/team/operator:7"
+    assert f"--trainer-image=registry.example.com:5000/team/trainer@{digest}" in container["args"]
 
 
 FROM_FILE = helm_python.values_from_yaml("image: {tag: 12345678}")

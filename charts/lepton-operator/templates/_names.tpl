@@ -26,9 +26,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{- define "lepton.registry" -}}{{ with .Values.image.registry }}{{ . }}/{{ end }}{{- end }}
-{{- define "lepton.operatorImage" -}}{{ include "lepton.registry" . }}{{ .Values.image.operator }}:{{ include "lepton.tag" . }}{{- end }}
-{{- define "lepton.trainerImage" -}}{{ include "lepton.registry" . }}{{ .Values.image.trainer }}:{{ include "lepton.tag" . }}{{- end }}
+{{- /* Of (list . name): the registry, the name, and the common tag unless the name has a tag or digest of its own. */ -}}
+{{- define "lepton.image" -}}
+{{- $root := first . }}{{ $name := last . }}
+{{- with $root.Values.image.registry }}{{ . }}/{{ end }}{{ $name }}
+{{- if not (regexMatch ":[^/]+$" $name) }}:{{ include "lepton.tag" $root }}{{ end }}
+{{- end }}
 
 {{- /* What the operator needs in each namespace whose jobs it runs; one list for a ClusterRole and for Roles. */ -}}
 {{- define "lepton.jobRules" -}}
@@ -45,6 +48,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create]
+# What the kubelet says of a pod that does not start.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

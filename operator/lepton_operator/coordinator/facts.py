@@ -1,6 +1,6 @@
 """What the operator knows of a job's agents, folded from what the coordinator process tells. Pure: the times are in the messages."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from lepton_operator.coordinator import messages
 from lepton_operator.worker import Agent
@@ -8,6 +8,9 @@ from lepton_trainer.protocol.messages import FAILED, Progress, State
 
 Key = tuple[str, str]
 """(worker uid, boot)"""
+
+
+TOLD = tuple(field.name for field in fields(State) if field.name != "seq")
 
 
 class JobFacts:
@@ -65,7 +68,7 @@ class JobFacts:
             return False
         order = self._failed_order(agent, message.state)
         self._agents[key] = replace(agent, state=message.state, heard=message.at, failed_order=order)
-        return replace(message.state, seq=agent.state.seq) != agent.state
+        return any(getattr(message.state, name) != getattr(agent.state, name) for name in TOLD)
 
     def progressed(self, message: messages.Progressed) -> bool:
         """Only the first step of a generation is news; all other progress is stored silently."""

@@ -1,4 +1,4 @@
-"""Follows the logs of a run: each line once, as it comes, with the worker's name before it."""
+"""Follows the logs of a run: each line once, as it comes, with the worker's index before it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +18,25 @@ class Follower:
         if not from_start:
             self._at = {path: path.stat().st_size for path in run.logs.glob("*.log")}
 
-    def lines(self) -> Iterator[str]:
-        """What has been written since the last call; without the newline, undecodable bytes replaced."""
-        for path in sorted(self._run.logs.glob("*.log")):
-            if self._worker is not None and not path.stem.rpartition("-")[0].endswith(f"-{self._worker}"):
-                continue
-            yield from self._new(path)
+    def lines(self, last: bool = False) -> Iterator[str]:
+        """What has been written since the last call; without the newline, undecodable bytes replaced.
 
-    def _new(self, path: Path) -> Iterator[str]:
-        index = path.stem.rpartition("-")[0].rpartition("-")[2]
+        `last`: nothing will follow, so a line without an end is one, too.
+        """
+        for path in sorted(self._run.logs.glob("*.log")):
+            index = path.stem.rpartition("-")[0].rpartition("-")[2]
+            if self._worker is None or index == str(self._worker):
+                yield from (f"worker {index} | {line.decode('utf-8', 'replace')}" for line in self._new(path, last))
+
+    def _new(self, path: Path, last: bool) -> Iterator[bytes]:
         with path.open("rb") as file:
             file.seek(self._at.get(path, 0))
             while chunk := file.read(CHUNK):
+                self._at[path] = file.tell()
                 *whole, rest = (self._rest.get(path, b"") + chunk).split(b"\n")
                 if len(rest) > CHUNK:
                     whole, rest = [*whole, rest], b""
                 self._rest[path] = rest
-                for line in whole:
-                    yield f"worker {index} | {line.decode('utf-8', 'replace')}"
-            self._at[path] = file.tell()
+                yield from whole
+        if last and self._rest.get(path):
+            yield self._rest.pop(path)

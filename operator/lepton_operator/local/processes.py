@@ -105,13 +105,34 @@ class Watch:
             self._fd = -1
 
 
-def reap_orphans(known: set[int]) -> None:
-    """Collects children that we inherited as subreaper; `known` pids are somebody else's to wait for."""
-    for path in Path("/proc/self/task").glob("*/children"):
-        for pid in map(int, path.read_text().split()):
-            if pid not in known:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+class Orphans:
+    """What falls to us as subreaper when an agent dies: ended and collected. Looks at our children each time it is asked."""
+
+    def __init__(self) -> None:
+        self._dead: set[int] = set()  # zombies seen the last time
+
+    def look(self, known: set[int]) -> None:
+        """`known` pids are somebody else's to wait for. A zombie is collected when it is seen twice: whoever waits for it is quicker."""
+        dead: set[int] = set()
+        for path in Path("/proc/self/task").glob("*/children"):
+            for pid in map(int, path.read_text().split()):
+                if pid in known:
+                    continue
+                if identify(pid) is None:
+                    dead.add(pid)
+                elif _session(pid) != os.getsid(0):  # agents lead sessions of their own, and so does all that they start
+                    send(pid, signal.SIGKILL)
+        for pid in dead & self._dead:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        self._dead = dead
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return os.getsid(0)
 
 
 def remove_tree(path: Path) -> None:

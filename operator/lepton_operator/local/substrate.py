@@ -1,27 +1,24 @@
 """The second substrate: the same job, plan, coordinator and agents, workers as processes of one machine.
 
-Claims become directories, ConfigMaps are read from the manifest's file, GPUs are shared out by CUDA_VISIBLE_DEVICES. A worker's record
-outlives the process that made it, so that a second `lepton run` finds the living and knows how the dead ended.
+A worker's record outlives the process that made it, so that a second `lepton run` finds the living and knows how the dead ended.
 """
 
 import asyncio
-import json
 import logging
 import os
+import re
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from lepton_operator.job import Job, accelerators, format_time, read_job
+from lepton_operator.job import Job, format_time, read_job
 from lepton_operator.local import processes
-from lepton_operator.local.manifest import Manifest, environment
+from lepton_operator.local.manifest import Manifest
+from lepton_operator.local.outfit import GRACE_SECONDS, agent_directory, outfit
 from lepton_operator.local.store import RunDirectory
 from lepton_operator.local.validation import ManifestError
 from lepton_operator.substrate import Event, Gone, Rejected
@@ -29,14 +26,14 @@ from lepton_operator.worker import Phase, Worker
 from lepton_trainer.protocol import names
 from lepton_trainer.protocol.frames import ProtocolError
 from lepton_trainer.protocol.messages import COMPLETE
-from lepton_trainer.protocol.result import load
+from lepton_trainer.protocol.result import Result, load
 
 log = logging.getLogger(__name__)
 
 NODE = "local"
-GRACE_SECONDS = 10.0
-"""A local worker's time from SIGTERM to SIGKILL."""
-TRAINER_ROOT = Path(names.__file__).parents[2]
+SETTLE_SECONDS = 5.0
+"""After SIGKILL, the kernel's time to end a process."""
+_KUBECTL_LOGS = re.compile(r"kubectl logs -n (\S+) (\S+?)-(\d+)-\w+(?=`)")
 
 
 class LocalSubstrate:
@@ -60,8 +57,10 @@ class LocalSubstrate:
         return read_job(body) if body is not None else None
 
     async def write_status(self, job: Job, status: dict[str, Any]) -> None:
+        words: dict[str, Any] = _in_local_words(status)
+
         def change(body: dict[str, Any]) -> None:
-            body["status"] = status
+            body["status"] = words
 
         self._run.update(change, job.resource_version)
 
@@ -69,8 +68,12 @@ class LocalSubstrate:
         """All workers share this machine's loopback: names need no Service."""
 
     async def emit(self, job: Job, event: Event) -> None:
-        with self._run.events_file.open("a") as file:
-            file.write(f"{format_time(time.time())} {event.type} {event.reason}: {event.message}\n")
+        event = replace(event, message=str(_in_local_words(event.message)))
+        try:
+            with self._run.events_file.open("a") as file:
+                file.write(f"{format_time(time.time())} {event.type} {event.reason}: {event.message}\n")
+        except OSError as error:
+            log.warning("%s: %s", self._run.events_file, error.strerror)
         self._on_event(event)
 
     # -- workers ------------------------------------------------------------------------------------------------------------------------
@@ -83,18 +86,22 @@ class LocalSubstrate:
             return self._workers[name]
         uid = str(uuid.uuid4())
         try:
-            env = self._environment(job, name, uid, index)
+            given = outfit(self._run, self._manifest, job, name, uid, index)
         except ManifestError as error:
             raise Rejected("InvalidManifest", str(error)) from None
-        directory = self._working_directory(job)
-        command = [sys.executable, "-P", "-m", "lepton_trainer.agent", "--", *job.trainer.command, *job.trainer.args]
-        with (self._run.logs / f"{name}.log").open("ab") as output:
-            try:
+        try:
+            with self._run.log_file(name).open("ab") as output:
                 child = subprocess.Popen(  # noqa: ASYNC220  (a spawn takes a millisecond, and only this file is waited for)
-                    command, env=env, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                    given.command,
+                    env=given.env,
+                    cwd=given.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
                 )
-            except OSError as error:
-                raise Rejected("WorkerNotStarted", f"{error.strerror}: {directory}") from None
+        except OSError as error:
+            raise Rejected("WorkerNotStarted", f"{error.filename}: {error.strerror}") from None
         identity = processes.identify(child.pid) or processes.Identity(child.pid, 0)
         child.returncode = 0  # the Watch waits for it, and Popen must not
         now = time.time()
@@ -106,9 +113,9 @@ class LocalSubstrate:
     async def delete_worker(self, job: Job, worker: Worker, grace_seconds: float | None) -> None:
         identity = self._processes.get(worker.name)
         if identity is None:
-            self._run.drop_record(worker.name)
             if self._workers.pop(worker.name, None) is None:
                 raise Gone(worker.name)
+            self._run.drop_record(worker.name)
             return
         self._workers[worker.name] = replace(self._workers[worker.name], deleting=True)
         grace = GRACE_SECONDS if grace_seconds is None else grace_seconds
@@ -127,12 +134,10 @@ class LocalSubstrate:
         living = 0
         for name, record in self._run.records().items():
             identity = processes.Identity(int(record["pid"]), int(record["start"]))
-            worker = Worker(
-                name, record["uid"], int(record["index"]), Phase.RUNNING, "1", record["created"], node=NODE, started=record["created"]
-            )
+            created = float(record["created"])
+            worker = Worker(name, record["uid"], int(record["index"]), Phase.RUNNING, "1", created, node=NODE, started=created)
             if "ended" in record:
-                status = record.get("status")
-                self._workers[name] = _ended(worker, status, self._result(name), record["ended"])
+                self._workers[name] = _ended(worker, record.get("status"), self._result(name), record["ended"])
             elif identity.alive:
                 living += 1
                 self._adopt(worker, identity)
@@ -154,125 +159,95 @@ class LocalSubstrate:
         left = processes.sweep(f"{names.WORKER_UID}={worker.uid}")
         if left:
             log.info("worker %s left %d processes behind: they were ended", name, left)
-        processes.remove_tree(_agent_directory(worker.uid))
+        processes.remove_tree(agent_directory(worker.uid))
         if worker.deleting:
             del self._workers[name]
             self._run.drop_record(name)
         else:
-            record = self._run.records().get(name, {})
-            self._run.write_record(name, {**record, "ended": time.time(), "status": status})
+            self._run.write_record(name, {**self._run.record(name), "ended": time.time(), "status": status})
             self._workers[name] = _ended(worker, status, self._result(name), time.time())
         self._ended.set()
         self._on_change()
 
     def _result(self, name: str) -> str:
         try:
-            return (self._run.workers / f"{name}.result").read_text()
+            return self._run.result_file(name).read_text()
         except FileNotFoundError:
             return ""
 
     def known_children(self) -> set[int]:
         return {identity.pid for identity in self._processes.values()}
 
-    async def end_all(self, seconds: float) -> None:
-        """SIGTERM to every agent, and after `seconds` an end to whatever is left."""
-        for identity in self._processes.values():
-            processes.send(identity.pid, signal.SIGTERM)
-        await self._all_ended(seconds)
-        for name, identity in list(self._processes.items()):
-            processes.send(identity.pid, signal.SIGKILL)
-            processes.sweep(f"{names.WORKER_UID}={self._workers[name].uid}")
-        await self._all_ended(5.0)
+    # -- the end of it all --------------------------------------------------------------------------------------------------------------
 
-    async def _all_ended(self, seconds: float) -> None:
+    def signal_all(self, number: int) -> None:
+        """To every agent that lives."""
+        for identity in self._processes.values():
+            processes.send(identity.pid, number)
+
+    async def all_ended(self, seconds: float) -> bool:
+        """Whether every agent has ended within `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 while self._processes:
                     self._ended.clear()
                     await self._ended.wait()
         except TimeoutError:
-            return
+            return False
+        return True
 
-    # -- what a worker is given -----------------------------------------------------------------------------------------------------------
-
-    def _working_directory(self, job: Job) -> Path:
-        if job.trainer.code_config_map:
-            return self._code(job.trainer.code_config_map)
-        wanted = Path(job.trainer.working_dir or ".")
-        return (
-            wanted if wanted.is_absolute() and wanted.is_dir() else self._manifest.directory / (wanted if not wanted.is_absolute() else ".")
-        )
-
-    def _code(self, name: str) -> Path:
-        folder = self._run.code / name
-        folder.mkdir(exist_ok=True)
-        for file, text in self._manifest.config_maps.get(name, {}).items():
-            (folder / file).write_text(text)
-        return folder
-
-    def _environment(self, job: Job, name: str, uid: str, index: int) -> dict[str, str]:
-        if job.trainer.code_config_map and job.trainer.code_config_map not in self._manifest.config_maps:
-            raise ManifestError(f"spec.trainer.code.configMap: ConfigMap {job.trainer.code_config_map!r} is not in the manifest's file")
-        user = environment(list(job.trainer.env), list(job.trainer.env_from), self._manifest.config_maps)
-        values = {**os.environ, "PYTHONUNBUFFERED": "1", **user}
-        values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{values.get('PATH', os.defpath)}"
-        values["PYTHONPATH"] = os.pathsep.join(filter(None, [values.get("PYTHONPATH", ""), str(TRAINER_ROOT)]))
-        own = {
-            names.NAMESPACE: job.namespace,
-            names.JOB_NAME: job.name,
-            names.JOB_UID: job.uid,
-            names.WORKER_INDEX: str(index),
-            names.WORKER_UID: uid,
-            names.WORKER_NAME: name,
-            names.COORDINATOR: f"file:{self._run.coordinator_file}",
-            names.TOKEN_FILE: str(self._run.token_file),
-            names.HOST: "127.0.0.1",
-            names.PROCS: str(job.workers.procs),
-            names.GRACE_SECONDS: str(GRACE_SECONDS),
-            names.METRICS_PORT: "0",
-            names.RUN_DIR: str(_agent_directory(uid)),
-            names.TERMINATION_LOG: str(self._run.workers / f"{name}.result"),
-            "LEPTON_WORKER_ID": name,
-            "LEPTON_JOB_WORKER_PREFIX": job.name,
-            "LEPTON_JOB_SERVICE_PREFIX": job.name,
-            "LEPTON_SUBDOMAIN": "",
-            "LEPTON_RESOURCE_ACCELERATOR_NUM": str(accelerators(job.workers.resources)),
-            "LEPTON_RESOURCE_ACCELERATOR_TYPE": "",
-        }
-        if job.checkpoint:
-            folder = self._run.claims / job.checkpoint.claim_name / job.checkpoint.path / "round-0"
-            folder.mkdir(parents=True, exist_ok=True)
-            own[names.CHECKPOINT_DIR] = str(folder)
-        if job.from_logs:
-            own[names.LOG_PATTERNS] = json.dumps([{"name": entry.name, "pattern": entry.pattern} for entry in job.from_logs])
-        own |= self._devices(job, index)
-        return {**values, **own}
-
-    def _devices(self, job: Job, index: int) -> dict[str, str]:
-        """This worker's share of the machine's GPUs, in order of its index; none are named on a machine without."""
-        wanted = accelerators(job.workers.resources)
-        present = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
-        present = present or [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-        if not wanted or not present:
-            return {}
-        start = index * wanted
-        return {"CUDA_VISIBLE_DEVICES": ",".join(present[(start + i) % len(present)] for i in range(wanted))}
+    async def kill_all(self) -> None:
+        """Nothing that descends from an agent is left afterwards, nor any trace that would be taken for a failure later."""
+        self.signal_all(signal.SIGKILL)
+        await self.all_ended(SETTLE_SECONDS)
+        for worker in self._workers.values():
+            processes.sweep(f"{names.WORKER_UID}={worker.uid}")
+            processes.remove_tree(agent_directory(worker.uid))
+            self._run.drop_record(worker.name)
+        self._workers.clear()
 
 
 def _ended(worker: Worker, status: int | None, result: str, ended: float) -> Worker:
+    """How a worker's agent ended: by its wait status where it was our child, else by its own last words."""
+    words = _words(result)
     code = os.waitstatus_to_exitcode(status) if status is not None else None
-    if code is None and result:  # not our child: its own last words tell
-        try:
-            code = 0 if load(result).verdict == COMPLETE else 1
-        except ProtocolError:
-            code = None
-    phase = Phase.SUCCEEDED if code == 0 else Phase.FAILED
+    if code is None and words is not None:
+        code = 0 if words.verdict == COMPLETE else 1
+    if code is not None and code < 0:
+        how = f"its agent was ended by signal {-code} ({_signal_name(-code)})"
+    elif code is None:
+        how = "its agent is gone, and nobody saw how it ended"
+    else:
+        how = f"its agent ended with exit code {code}" + (f" ({words.reason})" if words is not None and words.reason else "")
+    worker = replace(worker, phase=Phase.SUCCEEDED if code == 0 else Phase.FAILED, result=result, ended=ended, exit_code=code)
+    if code == 0:
+        return worker
+    if words is not None and not words.verdict and words.reason.startswith("SIG"):
+        worker = replace(worker, evicted=words.reason.partition(":")[0])  # it was asked to leave, as a node that drains asks
     number = -code if code is not None and code < 0 else None
-    return replace(
-        worker, phase=phase, exit_code=code if code is None or code >= 0 else 128 - code, signal=number, result=result, ended=ended
-    )
+    return replace(worker, exit_code=None if number else code, signal=number, trouble="PodFailed", trouble_message=how)
 
 
-def _agent_directory(uid: str) -> Path:
-    shared = Path("/dev/shm")
-    return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / f"lepton-{uid}"
+def _words(result: str) -> Result | None:
+    try:
+        return load(result) if result else None
+    except ProtocolError:
+        return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _in_local_words(value: Any) -> Any:
+    """Sentences made for a cluster, with the command that shows the log on this machine."""
+    if isinstance(value, str):
+        return _KUBECTL_LOGS.sub(r"lepton logs -n \1 \2 --worker \3", value)
+    if isinstance(value, dict):
+        return {key: _in_local_words(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_in_local_words(entry) for entry in value]
+    return value

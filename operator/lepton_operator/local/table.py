@@ -1,9 +1,14 @@
-"""What `lepton run` shows: a live table on a terminal; plain lines, each once, into anything else."""
+"""What `lepton run` shows: a live table on a terminal; plain lines, each once, into anything else.
 
+All of it is written by a thread of its own: a terminal that is stopped, or a pipe that nobody reads, must not stop the operator.
+"""
+
+import os
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lepton_operator import view
+from lepton_operator.local.follow import Follower
 from lepton_operator.local.store import RunDirectory
 from lepton_operator.local.validation import NOT_CHECKED
 from lepton_operator.status import Status
@@ -19,36 +25,38 @@ from lepton_operator.worker import Agent
 
 EVENTS_SHOWN = 8
 PLAIN_SECONDS = 5.0
+PERIOD_SECONDS = 0.1
 COLOURS = {"Running": "green", "Complete": "green", "Failed": "red", "Recovering": "yellow"}
 
 
 class Screen:
     def __init__(self, run: RunDirectory, key: str, follow_logs: bool) -> None:
-        self._run = run
-        self._key = key
+        self._run, self._key = run, key
         self._console = Console(highlight=False)
-        self._terminal = self._console.is_terminal
-        self.follows = follow_logs or not self._terminal
-        self.period = 0.25 if self._terminal else 0.1
+        self._follower = Follower(run) if follow_logs or not self._console.is_terminal else None
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
-        self._live = Live(console=self._console, auto_refresh=False) if self._terminal else None
         self._started = time.monotonic()
         self._said = 0.0
         self._last = ""
+        self._waiting: deque[str] = deque()  # sentences that are not written yet
+        self._seen: tuple[Status, Sequence[Agent]] = (Status(), ())
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._paint_on, name="screen", daemon=True)
 
-    def begin(self, metrics_port: int, adopted: int) -> None:
+    # What others tell; none of it waits for the terminal.
+
+    def begin(self, metrics_port: int, adopted: int, checkpoints: str) -> None:
         self.say(f"job {self._key} runs in {self._run.path}; metrics: http://127.0.0.1:{metrics_port}/metrics")
         self.say(NOT_CHECKED)
         if adopted:
             self.say(f"{adopted} living workers of an earlier run were taken up")
-        if self._live is not None:
-            self._live.start()
+        if checkpoints:
+            self.say(f"checkpoints of an earlier job are in {checkpoints}; --fresh forgets them")
+        self._thread.start()
 
     def say(self, text: str) -> None:
-        if self._live is not None and self._live.is_started:
-            self._live.console.print(f"lepton: {text}", markup=False)
-        else:
-            print(f"lepton: {text}", flush=True)
+        self._waiting.append(f"lepton: {text}")
 
     def event(self, event: Event) -> None:
         line = f"{time.monotonic() - self._started:7.2f} s  {event.reason}: {event.message}"
@@ -56,17 +64,62 @@ class Screen:
         if self._live is None:
             self.say(line.strip())
 
-    def show(self, status: Status, agents: Sequence[Agent], lines: Iterable[str]) -> None:
-        for line in lines:
-            print(line, flush=True)
+    def show(self, status: Status, agents: Sequence[Agent]) -> None:
+        self._seen = (status, agents)
+
+    def end(self) -> None:
+        """Writes what is left, and the last word about the job; waits for a slow reader."""
+        if not self._thread.ident:
+            return
+        self._ending.set()
+        self._thread.join()
+        if self._live is not None:
+            self._live.stop()
+        status, _ = self._seen
+        try:
+            if status.state == "Complete":
+                print(f"lepton: Complete: {self._end_summary(status)}", flush=True)
+        except BrokenPipeError:
+            _give_up_output()
+        if status.state == "Failed":
+            print(f"lepton: Failed: {status.message}", file=sys.stderr, flush=True)
+            if status.last_failure and status.last_failure.log_tail:
+                print(status.last_failure.log_tail, file=sys.stderr, flush=True)
+
+    # The thread.
+
+    def _paint_on(self) -> None:
+        try:
+            if self._live is not None:
+                self._live.start()
+            while True:
+                last = self._ending.wait(PERIOD_SECONDS)
+                self._paint(last)
+                if last:
+                    return
+        except BrokenPipeError:
+            _give_up_output()
+
+    def _paint(self, last: bool) -> None:
+        while self._waiting:
+            text = self._waiting.popleft()
+            if self._live is not None:
+                self._console.print(text, markup=False)
+            else:
+                print(text, flush=True)
+        for line in self._follower.lines(last) if self._follower is not None else ():
+            if self._live is not None:
+                self._console.print(line, markup=False)
+            else:
+                print(line, flush=True)
+        status, agents = self._seen
         if self._live is not None:
             self._live.update(self._table(status, agents), refresh=True)
             return
         summary = self._summary(status, agents)
-        due = time.monotonic() - self._said >= PLAIN_SECONDS
-        if due and summary != self._last:
+        if time.monotonic() - self._said >= PLAIN_SECONDS and summary != self._last and not last:
             self._said, self._last = time.monotonic(), summary
-            self.say(summary)
+            print(f"lepton: {summary}", flush=True)
 
     def _summary(self, status: Status, agents: Sequence[Agent]) -> str:
         speaker = _speaker(agents)
@@ -76,6 +129,13 @@ class Screen:
             parts.append(f"step {seen.step}" + (f"/{seen.total_steps}" if seen.total_steps else ""))
             parts += [f"loss {view.loss_text(seen.loss)}"] if seen.loss is not None else []
             parts += [f"{view.rate(seen.samples_per_second)} samples/s"] if seen.samples_per_second else []
+        return ", ".join(parts)
+
+    def _end_summary(self, status: Status) -> str:
+        seen = status.progress
+        parts = [] if seen.step is None else [f"step {seen.step}"]
+        parts += [f"loss {seen.loss}"] if seen.loss else []
+        parts += [f"restarts {status.restarts.total}", f"goodput {status.goodput.ratio or '-'}"]
         return ", ".join(parts)
 
     def _table(self, status: Status, agents: Sequence[Agent]) -> Group:
@@ -97,21 +157,14 @@ class Screen:
                 "-" if seen.step is None else str(seen.step),
                 view.loss_text(seen.loss) or "-",
             )
-        return Group(head, table, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._events))
-
-    def end(self, status: Status | None) -> None:
-        if self._live is not None:
-            self._live.stop()
-        if status is None:
-            return
-        if status.state == "Complete":
-            self.say(f"Complete: step {status.progress.step}, goodput {status.goodput.ratio}, restarts {status.restarts.total}")
-            return
-        print(f"lepton: Failed: {status.message}", file=sys.stderr, flush=True)
-        if status.last_failure and status.last_failure.log_tail:
-            print(status.last_failure.log_tail, file=sys.stderr, flush=True)
+        return Group(head, table, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in list(self._events)))
 
 
 def _speaker(agents: Sequence[Agent]) -> Agent | None:
     spoken = [a for a in agents if a.connected and a.progress.step is not None]
     return min(spoken, key=lambda a: a.state.group_rank) if spoken else None
+
+
+def _give_up_output() -> None:
+    """Whoever read our output is gone (`| head`): the job goes on, and Python has nothing left to complain about at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

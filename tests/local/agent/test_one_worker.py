@@ -235,3 +235,14 @@ async def fetch(port: int, path: str) -> str:
     writer.close()
     assert head.startswith(b"HTTP/1.1 200"), head
     return body.decode()
+
+
+async def test_prepare_and_start_in_one_read_start_the_processes(tmp_path: Path) -> None:
+    command = script(tmp_path, "import time; time.sleep(60)")
+    async with coordinator() as it, agents(tmp_path, it, command) as (agent,):
+        await it.until(lambda: 0 in it.peers)
+        seat = {"generation": 1, "group_rank": 1, "group_size": 2, "rank_offset": 1, "world_size": 2, "master_host": "127.0.0.1"}
+        it.order(0, **seat)
+        it.order(0, **seat, master_port=9)
+        await it.until_phase(m.RUNNING, 0, generation=1)
+        assert list(agent.ranks) == [1]

@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cluster.teardown import chain_removal
-from cluster.terminal import Refused
 
 from cluster import daemons, gotools, machine
+from cluster.teardown import chain_removal
+from cluster.terminal import Refused
 
 
 def test_a_missing_program_is_named_where_there_is_no_apt(monkeypatch: pytest.MonkeyPatch) -> None:

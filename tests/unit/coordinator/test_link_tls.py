@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lepton_operator import clock
-from lepton_operator.certificates import Authority, new_authority, write_leaf
+from lepton_operator.certificates import Authority, new_authority, new_leaf
 from lepton_operator.coordinator.identity import Claims, Unidentified
 from lepton_operator.coordinator.link import CoordinatorLink
 from lepton_operator.coordinator.tls import TlsFiles
@@ -24,7 +24,10 @@ AUTHORITY = new_authority(datetime.now(UTC))
 
 
 def leaf(folder: Path, authority: Authority = AUTHORITY, number: int = 1) -> TlsFiles:
-    return TlsFiles(*write_leaf(folder, authority, ["coordinator"], number))
+    paths = folder / f"leaf-{number}.crt", folder / f"leaf-{number}.key"
+    for path, text in zip(paths, new_leaf(authority, ["coordinator"], datetime.now(UTC)), strict=True):
+        path.write_text(text)
+    return TlsFiles(*map(str, paths))
 
 
 def trusting(*authorities: Authority) -> ssl.SSLContext:

@@ -5,25 +5,12 @@ import asyncio
 import pytest
 
 from builders.api_objects import job, job_body, owner, pod_body
-from builders.fake_api import FakeApi, status
+from builders.fake_api import status
 from lepton_operator.api import Api, Expired
 from lepton_operator.cache import JOBS, PODS, Cache
 from lepton_operator.client import ClusterSubstrate
 from lepton_operator.manifests import PodDefaults
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
-
-
-@pytest.fixture
-async def fake():
-    async with FakeApi() as server:
-        yield server
-
-
-@pytest.fixture
-async def api(fake):
-    client = Api(fake.configuration, qps=10_000, burst=10_000)
-    yield client
-    await client.close()
 
 
 @pytest.fixture
@@ -47,6 +34,14 @@ async def test_a_created_worker_is_in_the_cache_before_the_call_returns(fake, su
     worker = await substrate.create_worker(job(), "digits-0-aaaaa", 0)
     assert (worker.uid, worker.index, worker.phase) == ("pod-0", 0, "Pending")
     assert cache.workers("job-1") == [worker] and worker.template
+
+
+async def test_a_variable_of_ours_in_the_template_is_reported(fake, substrate):
+    fake.answers = [created]
+    template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "RANK", "value": "7"}]}]}}
+    await substrate.create_worker(job(workers={"template": template}), "digits-0-aaaaa", 0)
+    _, (_, path, event) = fake.requests
+    assert path.startswith("/apis/events.k8s.io/v1/") and event["reason"] == "EnvironmentIgnored" and "RANK" in event["note"]
 
 
 async def test_a_create_that_arrived_before_counts_as_success(fake, substrate, cache):

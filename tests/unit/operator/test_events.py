@@ -5,25 +5,16 @@ import asyncio
 import pytest
 
 from builders.api_objects import job
-from builders.fake_api import FakeApi, status
+from builders.fake_api import status
 from lepton_operator import events
-from lepton_operator.api import Api
 from lepton_operator.events import Recorder
 from lepton_operator.substrate import Event
 
 
 @pytest.fixture
-async def fake():
-    async with FakeApi() as server:
-        server.answers = [(201, {})]
-        yield server
-
-
-@pytest.fixture
-async def recorder(fake):
-    api = Api(fake.configuration)
-    yield Recorder(api, "operator-0")
-    await api.close()
+def recorder(fake, api):
+    fake.answers = [(201, {})]
+    return Recorder(api, "operator-0")
 
 
 def warning(message, reason="PodsRefused"):

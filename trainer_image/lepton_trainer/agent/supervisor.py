@@ -5,6 +5,7 @@ older one at once; a lower one is refused. Without a coordinator training goes o
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -80,6 +81,7 @@ class Supervisor:
             self._loop.add_signal_handler(number, self._forward, number)
         if self._warm is not None:
             self._warm.start()
+            self._spawn(self._tell_when_warm(self._warm))
         await self._serve_metrics()
         self._spawn(self._keep_link())
         self._spawn(self._tell_telemetry())
@@ -100,6 +102,12 @@ class Supervisor:
             self._group.close()
         self._output.drain()
         return code
+
+    async def _tell_when_warm(self, warm: WarmParent) -> None:
+        """A group grows by this worker once it would not have to wait for imports."""
+        with contextlib.suppress(Cold):
+            await warm.wait_ready()
+        self._tell()
 
     def _spawn(self, work: "Coroutine[Any, Any, None]") -> "asyncio.Task[None]":
         task = self._loop.create_task(work)
@@ -204,6 +212,7 @@ class Supervisor:
             exits=tuple(self._group.exits[:8]) if self._group is not None else (),
             leaving=self._leaving,
             can_stop=self._could_stop,
+            warming=self._warm is not None and self._warm.warming,
             stop=self._stop_reply,
             cold_start=self._cold_start,
             refusal=self._refusal,
@@ -211,6 +220,8 @@ class Supervisor:
         )
 
     def _tell(self) -> None:
+        if self._phase in (m.FAILED, m.SUCCEEDED, m.STOPPED):
+            self._link.send(m.Telemetry(self._meter.progress()))  # the last word of ranks that say no more
         self._link.send(self._state())
 
     def _receive(self, message: Any) -> None:
@@ -228,6 +239,7 @@ class Supervisor:
         elif order.generation > max(self._generation, self._highest):
             self._timings.update(order=time.time())
             self._highest = order.generation
+            self._order = order  # at once: the start may come in the same read, before the task below has run
             self._kill()
             self._replace_work(self._prepare(order))
         elif order.generation == self._order.generation and order.generation == self._highest and order.generation:
@@ -248,7 +260,6 @@ class Supervisor:
 
     async def _prepare(self, order: m.Order) -> None:
         """The older generation's processes are gone, the store is open where it is ours to open: PREPARED. Then on to the start, if due."""
-        self._order = order
         self._refusal = ""
         await self._emptied()
         self._timings["killed"] = time.time()
@@ -468,6 +479,7 @@ class Supervisor:
         if self._phase != m.FAILED:
             self._phase = m.FAILED
             self._timings["ended"] = time.time()
+            self._link.send(m.Telemetry(self._meter.progress()))  # how far it came belongs to how it failed
         self._tell()
 
     def _kill(self) -> None:

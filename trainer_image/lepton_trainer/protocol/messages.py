@@ -122,7 +122,7 @@ class Join:
     worker: int
     worker_uid: str  # the pod's UID
     boot: str  # new for each life of the agent
-    token: str
+    token: str = field(repr=False)  # never in a log line or traceback
     host: str
     procs: int
     state: State

@@ -121,6 +121,11 @@ class WarmParent:
         self._why_cold = why
         self._ready.set()
 
+    @property
+    def warming(self) -> bool:
+        """Still importing: a start would have to wait."""
+        return not self._ready.is_set()
+
     async def wait_ready(self) -> None:
         """Returns when ranks can be forked; raises `Cold`."""
         try:
@@ -282,4 +287,5 @@ class WarmParent:
     def close(self) -> None:
         if self.pid:
             processes.send([self.pid], 9)
+            self.pid = 0  # its end is nobody's concern any more
         self._close_pipes()

@@ -51,6 +51,7 @@ class Parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             preload.import_torch()
+            preload.tolerate_missing_libuv()
         except Exception as error:
             self.answer(
                 cold=None, why=f"torch cannot be imported by {sys.executable} ({type(error).__name__}: {str(error)[:300]})", module=""
@@ -207,9 +208,8 @@ def serve_store(number: int, answers: int, requests: int) -> None:
     """In the child: the rendezvous store of one generation, until it is killed. Does not return."""
     os.close(requests)
     try:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        rendezvous: Any = sys.modules["torch.distributed.rendezvous"]
+        store = rendezvous.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         os.write(answers, json.dumps({"store": number, "pid": os.getpid(), "port": store.port}).encode() + b"\n")
     except Exception as error:
         os.write(answers, json.dumps({"cold": number, "why": f"no store: {str(error)[:300]}"}).encode() + b"\n")

@@ -24,6 +24,23 @@ def import_torch() -> None:
         importlib.import_module(module)
 
 
+def tolerate_missing_libuv() -> None:
+    """Lets a torch that was built without libuv (Debian's 2.6) make stores: it refuses its own default, and its clients of an agent's
+    store do not ask USE_LIBUV. Where torch has libuv nothing changes."""
+    rendezvous: Any = sys.modules["torch.distributed.rendezvous"]
+    create = rendezvous.TCPStore
+
+    def create_store(*arguments: Any, **options: Any) -> Any:
+        try:
+            return create(*arguments, **options)
+        except RuntimeError as error:
+            if "libuv" not in str(error):
+                raise
+            return create(*arguments, **{**options, "use_libuv": False})
+
+    rendezvous.TCPStore = create_store
+
+
 def import_quietly(name: str) -> bool:
     """Imports `name` if it is somebody's library; True when that loaded something new. A failing one is the script's affair."""
     if name in sys.modules or not _is_library(name):

@@ -1,0 +1,59 @@
+"""`python -m lepton_trainer`: train a configuration, and say what one may contain."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lepton_trainer.train import schema
+from lepton_trainer.train.config import TASKS, load
+from lepton_trainer.train.errors import TrainerError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 2 a mistake of the user's, 1 anything else, 143 stopped by SIGTERM after a checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m lepton_trainer", description="The built-in trainer of Lepton training jobs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("train", help="train a configuration, alone or under torchrun")
+    command.add_argument("config", type=Path, help="a YAML file with one task")
+    commands.add_parser("tasks", help="list the tasks")
+    command = commands.add_parser("explain", help="what a task's configuration may contain")
+    command.add_argument("task", choices=sorted(TASKS))
+    command.add_argument("--markdown", action="store_true", help="as the table that the manual holds")
+    command = commands.add_parser("schema", help="the JSON Schema of a task's configuration, without references")
+    command.add_argument("task", choices=sorted(TASKS))
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "tasks":
+        for name, model in TASKS.items():
+            print(f"{name:24}{(model.__doc__ or '').strip()}")
+        return 0
+    if chosen.command == "explain":
+        print(schema.table(chosen.task) if chosen.markdown else schema.explain(chosen.task))
+        return 0
+    if chosen.command == "schema":
+        print(json.dumps(schema.of(chosen.task), indent=2))
+        return 0
+    return _train(chosen.config)
+
+
+def _train(path: Path) -> int:
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        config = load(path)
+        from lepton_trainer.train.loop import train  # torch only once the file is known to be good
+
+        result = train(config)
+    except TrainerError as error:
+        if first:  # every rank raises the same
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if not first:
+        return 0 if result.finished or not result.terminated else 143
+    shown: dict[str, Any] = {"finished": result.finished, "step": result.step, **result.figures}
+    print(json.dumps(shown))
+    return 0 if result.finished or not result.terminated else 143

@@ -1,0 +1,91 @@
+"""Prepared data, kept by the hash of what it was made from, made once per machine and job however many processes ask.
+
+The first process takes a lock and prepares; the others wait and map the same files. A directory appears by one rename, so it is
+either whole or not there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_trainer.train.errors import UserError
+
+_FORMAT = 1
+
+Arrays = Mapping[str, NDArray[Any]]
+Prepared = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+
+
+def root() -> Path:
+    """Where prepared data is kept: LEPTON_CACHE, else the user's cache directory, else the temporary one.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    named = os.environ.get("LEPTON_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or (str(Path.home() / ".cache") if os.environ.get("HOME") else "")
+    places = [Path(named)] if named else [Path(home) / "lepton" if home else None, Path(tempfile.gettempdir()) / f"lepton-{os.getuid()}"]
+    for place in places:
+        if place is None:
+            continue
+        try:
+            (place / "data").mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(place / "data", os.W_OK):
+            return place
+    raise UserError(
+        "the cache for prepared data cannot be written", where=str(places[0]), instead="Set LEPTON_CACHE to a directory that can be"
+    )
+
+
+def digest_of_files(files: Iterable[Path], base: Path) -> str:
+    """SHA-256 over the names (relative to `base`) and contents of `files`, in the order given."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(base)}\0".encode())
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def prepared(content: str, settings: Mapping[str, Any], make: Callable[[], tuple[Arrays, dict[str, Any]]]) -> Prepared:
+    """The arrays and facts that `make` returns for this content and these settings, from the cache where they are known.
+
+    Args:
+        content: a hash of the source.
+        settings: what else the result depends on; must be JSON.
+        make: called at most once at a time per machine; the facts it returns must be JSON.
+    Returns:
+        read-only, memory-mapped arrays by name, and the facts with `key` added.
+    """
+    text = json.dumps([_FORMAT, content, settings], sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    base = root() / "data"
+    target = base / key
+    with (base / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (target / "facts.json").exists():
+            arrays, facts = make()
+            work = Path(tempfile.mkdtemp(dir=base, prefix=f".{key}-"))
+            try:
+                for name, array in arrays.items():
+                    np.save(work / f"{name}.npy", array)
+                (work / "facts.json").write_text(json.dumps({**facts, "key": key}))
+                work.rename(target)
+            except BaseException:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+    facts = json.loads((target / "facts.json").read_text())
+    return {file.stem: np.load(file, mmap_mode="r") for file in sorted(target.glob("*.npy"))}, facts

@@ -1,0 +1,197 @@
+"""The few things that checkpoints need of a place to write to, on a local or shared file system and on an object store.
+
+The one that matters is `create`: it writes a small file only if no file of that name exists, atomically. Everything else may fail
+half-way without harm, because nothing counts before a file written by `create` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+from lepton_trainer.train.errors import UserError
+
+
+class Storage(Protocol):
+    """Paths are relative to the place, with `/`. Errors are OSError, FileNotFoundError where a file is missing."""
+
+    where: str
+    shared: bool
+    """True where a process sees the files that another one wrote without fetching them."""
+
+    def names(self, path: str) -> list[str]:
+        """Names of the files and directories directly below `path`; empty where it does not exist."""
+
+    def read(self, path: str) -> bytes: ...
+    def create(self, path: str, content: bytes) -> bool:
+        """Write a file unless one of that name exists; False where it did."""
+
+    def folder(self, path: str) -> Path:
+        """A local directory, made if necessary, whose files become those below `path` when `publish` is called."""
+
+    def publish(self, path: str, files: list[str]) -> None:
+        """Carry `files` of `folder(path)` to the place."""
+
+    def fetch(self, path: str, files: list[str]) -> Path:
+        """A local directory that holds `files` of `path`, to be read only."""
+
+    def release(self, path: str) -> None:
+        """Forget the local copy that `folder` or `fetch` made, if any."""
+
+    def delete(self, path: str) -> None:
+        """Remove a file or a directory with all that is in it; missing is fine."""
+
+    def free(self) -> int | None:
+        """Bytes that can still be written; None where there is no such limit."""
+
+
+class LocalStorage:
+    """A directory; also a mounted claim that all processes share."""
+
+    shared = True
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.where = str(base)
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot be made: {error.strerror}", where=str(base), instead="Write another checkpoint.path") from None
+
+    def names(self, path: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in (self.base / path).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def read(self, path: str) -> bytes:
+        return (self.base / path).read_bytes()
+
+    def create(self, path: str, content: bytes) -> bool:
+        target = self.base / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".new-")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(name, target)  # unlike a rename, a link refuses an existing name
+        except FileExistsError:
+            return False
+        finally:
+            Path(name).unlink()
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return True
+
+    def folder(self, path: str) -> Path:
+        target = self.base / path
+        target.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def publish(self, path: str, files: list[str]) -> None:
+        """Nothing to carry: the files lie where they belong, and were synchronised when they were written."""
+
+    def fetch(self, path: str, files: list[str]) -> Path:
+        return self.base / path
+
+    def release(self, path: str) -> None:
+        """Nothing was copied."""
+
+    def delete(self, path: str) -> None:
+        target = self.base / path
+        if target.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            target.unlink(missing_ok=True)
+
+    def free(self) -> int | None:
+        return shutil.disk_usage(self.base).free
+
+
+class RemoteStorage:
+    """Any object store that fsspec knows by its URL; conditional creation must be supported there (S3's If-None-Match is)."""
+
+    shared = False
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.where = url.rstrip("/")
+        options: dict[str, Any] = {"use_listings_cache": False} if url.startswith("s3") else {}
+        try:
+            self.files, base = fsspec.core.url_to_fs(self.where, **options)
+            self.base = str(base).rstrip("/")
+            self.files.ls(self.base, detail=False)
+        except FileNotFoundError:
+            pass
+        except (ImportError, ValueError) as error:
+            raise UserError(str(error), where=url, instead="Write a directory or s3://bucket/prefix as checkpoint.path") from None
+        except Exception as error:
+            raise UserError(
+                f"cannot be reached: {type(error).__name__}: {error}",
+                where=url,
+                instead="See that the endpoint (AWS_ENDPOINT_URL), the credentials and the bucket are right",
+            ) from None
+        self.local = Path(tempfile.mkdtemp(prefix="lepton-checkpoint-"))
+
+    def _full(self, path: str) -> str:
+        return f"{self.base}/{path}" if path else self.base
+
+    def names(self, path: str) -> list[str]:
+        try:
+            return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in self.files.ls(self._full(path), detail=False))
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: str) -> bytes:
+        content: bytes = self.files.cat_file(self._full(path))
+        return content
+
+    def create(self, path: str, content: bytes) -> bool:
+        try:
+            self.files.pipe_file(self._full(path), content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def folder(self, path: str) -> Path:
+        target = self.local / path
+        target.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def publish(self, path: str, files: list[str]) -> None:
+        for name in files:
+            self.files.put_file(str(self.local / path / name), self._full(f"{path}/{name}"))
+
+    def fetch(self, path: str, files: list[str]) -> Path:
+        target = self.folder(path)
+        for name in files:
+            self.files.get_file(self._full(f"{path}/{name}"), str(target / name))
+        return target
+
+    def release(self, path: str) -> None:
+        shutil.rmtree(self.local / path, ignore_errors=True)
+
+    def delete(self, path: str) -> None:
+        if self.files.exists(self._full(path)):
+            self.files.rm(self._full(path), recursive=True)
+
+    def free(self) -> int | None:
+        return None
+
+
+def open_storage(path: str) -> Storage:
+    """The storage of a directory or a URL.
+
+    Raises:
+        UserError: it cannot be made or reached.
+    """
+    return RemoteStorage(path) if "://" in path else LocalStorage(Path(path).expanduser().absolute())

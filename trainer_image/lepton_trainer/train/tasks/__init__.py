@@ -1,0 +1,67 @@
+"""What is learnt: each task turns its configuration into data, a model, a loss and figures of merit.
+
+A task knows nothing of processes, optimisers or checkpoints: it answers for samples by their (epoch, index), and gives sums that the
+loop may add up over any split of the work.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from lepton_trainer.train.config import ImageClassification, TaskConfig
+from lepton_trainer.train.data.order import Int64s
+
+
+class Task(Protocol):
+    """One task with its data ready. All batches are CPU tensors whose first dimension is the sample."""
+
+    size: int
+    """Training samples."""
+    test_size: int
+    """Held-out samples."""
+    units: int
+    """What one sample counts for in the mean of the loss: 1 image, or its number of tokens."""
+    tokens: int
+    """Tokens of one sample; 0 where the word means nothing."""
+    flops: float
+    """Floating-point operations of training on one sample; 0 where unknown."""
+    metric: str
+    """The figure of merit by which evaluations are compared."""
+    mode: Literal["max", "min"]
+    identity: dict[str, Any]
+    """What a checkpoint must agree with: model, classes, data. JSON."""
+    notes: list[str]
+    """What the user should know about the data, a sentence each."""
+
+    def model(self) -> nn.Module: ...
+    def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of training samples, augmented."""
+
+    def test_batch(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the held-out samples [first, last)."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss summed over all units of the batch, a scalar in fp32."""
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sums over a test batch, fp64 [k], that `metrics` turns into figures."""
+
+    def metrics(self, sums: list[float]) -> dict[str, float]:
+        """Figures of merit from the sums of `score` over the whole held-out split."""
+
+
+def build(config: TaskConfig) -> Task:
+    """The task of a configuration, its data loaded or prepared.
+
+    Raises:
+        UserError: the data is missing or unusable.
+    """
+    if isinstance(config, ImageClassification):
+        from lepton_trainer.train.tasks.image_classification import ImageClassificationTask
+
+        return ImageClassificationTask(config)
+    from lepton_trainer.train.tasks.language_modeling import LanguageModelingTask
+
+    return LanguageModelingTask(config)
