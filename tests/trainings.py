@@ -49,6 +49,12 @@ def window(image: str) -> list[Object]:
     ]
 
 
+def has_ended(pod: Object) -> bool:
+    """Whether nothing of the training runs in it: the pod's own phase follows its trainer container a moment later."""
+    states = [status.get("state", {}) for status in pod["status"].get("containerStatuses", ()) if status["name"] == "trainer"]
+    return pod["status"].get("phase") in ("Succeeded", "Failed") or any("terminated" in state for state in states)
+
+
 @dataclass
 class Ledger:
     """What every rank of every generation noted: where it began, and the samples that it took for each step, before the step was made."""
@@ -120,11 +126,11 @@ class Training:
         return next((c for c in self.status().get("conditions", ()) if c["type"] == kind), {})
 
     def pods(self, *, ended: bool = True) -> list[Object]:
-        """Its pods by index, those being deleted left out."""
+        """Its pods by index; those being deleted are left out, and with `ended=False` those that have ended."""
         items = self.kubectl.get("pods", "-l", f"training.lepton.ai/job-name={self.name}")["items"]
         mine = [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
         if not ended:
-            mine = [pod for pod in mine if pod["status"].get("phase") not in ("Succeeded", "Failed")]
+            mine = [pod for pod in mine if not has_ended(pod)]
         return sorted(mine, key=lambda pod: int(pod["metadata"]["labels"]["training.lepton.ai/worker-index"]))
 
     def agents(self) -> dict[int, tuple[str, str]]:
@@ -204,7 +210,8 @@ class Training:
         status = self.wait("Finished", timeout)
         assert status["state"] == "Complete", status.get("message")
         self.ledger().check_committed_once()
-        assert [pod["metadata"]["name"] for pod in self.pods(ended=False)] == []
+        running = [pod["metadata"]["name"] for pod in self.pods(ended=False)]
+        assert running == [], f"the job is Finished, and these run: {running}"
         return status
 
     def kill_rank(self, rank: int) -> None:
