@@ -48,7 +48,8 @@ class Installation:
             everywhere("create", "-f", str(CHECKOUT / "crds" / "leptontrainingjobs.training.lepton.ai.yaml"))
         scope = ["--set", f"watchNamespaces={{{','.join(self.watched)}}}"] if self.watched else ["--take-ownership"]
         names = ["--set", f"image.operator={self.images['operator']},image.trainer={self.images['trainer']},replicas={self.replicas}"]
-        self.helm("install", RELEASE, str(CHART), *names, *scope, "--create-namespace", "--wait", "--timeout=90s")
+        scraped = ["--set-string", r"podAnnotations.prometheus\.io/scrape=true,podAnnotations.prometheus\.io/port=8080"]
+        self.helm("install", RELEASE, str(CHART), *names, *scope, *scraped, "--create-namespace", "--wait", "--timeout=90s")
         eventually(self.leader, 30)
 
     def uninstall(self) -> None:
