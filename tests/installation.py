@@ -1,4 +1,4 @@
-"""The operator as its users have it: our chart, installed by real Helm, running in the cluster from its image under its own service account."""
+"""The operator as its users have it: our chart, installed by real Helm, run in the cluster from its image under its own service account."""
 
 import json
 import subprocess

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("installation", "trainings")
-
 from installation import CHECKOUT, Installation
 from kube import Kubectl, eventually
 from trainings import SCRIPTS, WINDOW, Trainings, window

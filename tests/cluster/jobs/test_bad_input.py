@@ -1,4 +1,4 @@
-"""What users get wrong, and what their cluster refuses: each ends in a sentence that names the thing, and where it can be mended the job goes on.
+"""What users get wrong, what their cluster refuses: each ends in a sentence that names the thing; where it can be mended the job goes on.
 
 All jobs are made at once, because most of them only wait to be told.
 """

@@ -1,4 +1,4 @@
-"""Peers of the coordinator that are no agents, or not the agents that they say they are: refused with a sentence, and the good ones not disturbed."""
+"""Peers of the coordinator that are no agents, or not those that they say they are: refused with a sentence, the good ones undisturbed."""
 
 import socket
 import ssl

@@ -16,7 +16,7 @@ class Watch:
     """`kubectl get ltj NAME -w`, as a user has it open beside the work."""
 
     def __init__(self, job: Training) -> None:
-        self.file = tempfile.TemporaryFile("w+")
+        self.file = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the watch
         kubeconfig = f"--kubeconfig={job.kubectl.kubeconfig}"
         command = [substrate.kubectl_program(), kubeconfig, "-n", str(job.kubectl.namespace), "get", "ltj", job.name, "-w"]
         self.process = subprocess.Popen(command, stdout=self.file, stderr=subprocess.DEVNULL)

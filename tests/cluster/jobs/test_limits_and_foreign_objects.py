@@ -1,6 +1,5 @@
-"""What a namespace forbids, and what lies there already and is not ours: said in the words of whoever forbids it, and nothing of others touched."""
+"""What a namespace forbids is said in its own words, and what lies there already and is not ours is never touched."""
 
-import json
 import time
 from collections.abc import Iterator
 
@@ -59,9 +58,7 @@ def test_a_foreign_service_of_the_jobs_name_is_never_adopted_nor_deleted(trainin
     kubectl.apply({"apiVersion": "v1", "kind": "Service", **service})
     try:
         uid = kubectl.get("service", "theirs")["metadata"]["uid"]
-        body = {"trainer": {"command": ["true"]}, "workers": {"replicas": 1}, "intraJobCommunication": True}
-        manifest = {"apiVersion": "training.lepton.ai/v1alpha1", "kind": "LeptonTrainingJob", "metadata": {"name": "theirs"}, "spec": body}
-        kubectl("create", "-f", "-", stdin=json.dumps(manifest))
+        trainings.plain("theirs", OK, exactly=True, intraJobCommunication=True)
 
         def told() -> bool:
             status = kubectl.get("ltj", "theirs").get("status", {})
@@ -95,14 +92,7 @@ def test_a_foreign_pod_with_our_labels_is_never_adopted_nor_deleted(trainings: T
     kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lookalike-0-aaaaa", "labels": labels}, "spec": spec})
     try:
         uid = kubectl.get("pod", "lookalike-0-aaaaa")["metadata"]["uid"]
-        body = {"trainer": {"command": ["true"]}, "workers": {"replicas": 1}}
-        manifest = {
-            "apiVersion": "training.lepton.ai/v1alpha1",
-            "kind": "LeptonTrainingJob",
-            "metadata": {"name": "lookalike"},
-            "spec": body,
-        }
-        kubectl("create", "-f", "-", stdin=json.dumps(manifest))
+        trainings.plain("lookalike", OK, exactly=True)
         kubectl("wait", "ltj/lookalike", "--for=condition=Complete", "--timeout=60s", timeout=70)
         kubectl("delete", "ltj", "lookalike", "--timeout=30s")
         kept = kubectl.get("pod", "lookalike-0-aaaaa")

@@ -1,4 +1,4 @@
-"""The operator dies, hangs, is away or cut off: groups train on, same generation and same processes, and whoever leads next goes on from there."""
+"""The operator dies, hangs, is away or cut off: groups train on in the same processes, and whoever leads next goes on from there."""
 
 import signal
 import time
