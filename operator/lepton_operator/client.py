@@ -113,7 +113,9 @@ class ClusterSubstrate:
         await self._events.emit(job, event)
 
     async def trust(self, ca: str) -> int:
-        """Makes `ca` (PEM) what workers trust, those that exist too; how many had to be told. Only a new CA costs writes."""
+        """Makes `ca` (PEM) what workers trust, those that exist too; how many had to be told. Only a new CA costs writes.
+
+        To be repeated: a pod that could not be told now is told then."""
         self.defaults = replace(self.defaults, ca=ca)
         behind = [
             pod
@@ -129,7 +131,7 @@ class ClusterSubstrate:
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.worker.name}"
         try:
             body = await self._api.request("patch", "pods", path, body=patch, content_type="application/merge-patch+json")
-        except (Conflict, Gone, Rejected) as error:
+        except (Conflict, Gone, Rejected, Unavailable) as error:
             log.info("pod %s was not told of the CA: %s", pod.worker.name, error, extra={"job": pod.job_key})
             return
         self._cache.apply(PODS, body)

@@ -1,5 +1,6 @@
 """Every second is accounted for: measuring objects, fed with numbers and times, that know no clock of their own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from lepton_operator.status import GoodputView
@@ -74,7 +75,7 @@ def resume(view: GoodputView) -> Account:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """A job's counters, summed over the agents that spoke for it one after the other (the lowest living rank's)."""
+    """A job's counters, summed over the agents that spoke for it one after the other (each as long as it is there)."""
 
     steps: int = 0
     samples: float = 0.0
@@ -82,6 +83,10 @@ class Counters:
     nonfinite: int = 0
     source: tuple[str, str] = ("", "")  # (uid, boot)
     seen: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)
+
+    def speaker(self, agents: Sequence[Agent]) -> Agent | None:
+        """Who of the connected `agents` is counted: the last one while it is there, for the next has missed or made some steps by then."""
+        return next((a for a in agents if (a.uid, a.boot) == self.source), agents[0] if agents else None)
 
     def observe(self, agent: Agent, *, fresh: bool) -> "Counters":
         """Adds what `agent` counted since it was last looked at; `fresh`: it is the job's first speaker, so all that it has counts."""

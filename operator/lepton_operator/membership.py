@@ -123,8 +123,8 @@ def _first_evidence(draft: Draft) -> float:
 def _overdue(draft: Draft, judgements: tuple[Judgement, ...], number: int) -> tuple[Judgement, ...]:
     """Of a start that takes too long, the members that hold it up are lost: those not prepared, else the master, else those not started."""
     behind = [j for j in judgements if j.verdict is Verdict.ALIVE and _stage(j, number) < 2]
-    if not behind:
-        return judgements
+    if not behind or any(j.bad or j.verdict is Verdict.LEAVING for j in judgements):
+        return judgements  # those behind wait for the one that is gone
     left = draft.memory.formed + START_SECONDS - draft.now.mono
     if left > 0:
         draft.wait(left)

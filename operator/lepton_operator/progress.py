@@ -19,7 +19,9 @@ def follow(draft: Draft) -> None:
     speaker = draft.first_speaker()
     if speaker is not None:
         first = draft.memory.counters.source == ("", "") and draft.observed.progress.step is None
-        draft.remember(counters=draft.memory.counters.observe(speaker, fresh=first))
+        connected = [j.agent for j in draft.judgements if j.agent is not None and j.agent.connected]
+        counted = draft.memory.counters.speaker([speaker, *connected]) or speaker
+        draft.remember(counters=draft.memory.counters.observe(counted, fresh=first))
         if speaker.progress.step is not None:
             _progress(draft, speaker.progress)
     _first_step(draft, speaker.progress if speaker is not None else Progress())

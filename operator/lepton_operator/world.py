@@ -58,6 +58,7 @@ class Memory:
     account: goodput.Account = field(default_factory=goodput.Account)
     counters: goodput.Counters = field(default_factory=goodput.Counters)
     written: float = 0.0  # mono of the last status write
+    counts_since: float | None = None  # mono: since when the counts differ from those written
     progress_writes: int = 0
     first_step: float | None = None  # mono, of the job in this memory
     ended: float | None = None  # mono: since when the job is seen as ended

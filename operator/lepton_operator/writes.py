@@ -13,7 +13,7 @@ from lepton_operator.status import CheckpointView, ProgressView, Startup, Status
 PROGRESS_SCHEDULE = (2.0, 5.0, 10.0)
 PROGRESS_SECONDS = 30.0
 COUNTS_SECONDS = 5.0
-"""A change of counts alone waits so long after the last write."""
+"""A change of counts alone waits so long: often something that is written anyway follows it."""
 
 
 def due(draft: Draft) -> Status | None:
@@ -24,8 +24,12 @@ def due(draft: Draft) -> Status | None:
     memory = draft.memory
     since_write = now - memory.written
     write = not draft.world.job.status or significant(status) != significant(observed)
-    if status.workers != observed.workers:
-        write |= _ready(draft, COUNTS_SECONDS - since_write, write)
+    if status.workers == observed.workers:
+        draft.remember(counts_since=None)
+    else:
+        counts_since = now if draft.memory.counts_since is None else draft.memory.counts_since
+        draft.remember(counts_since=counts_since)
+        write |= _ready(draft, counts_since + COUNTS_SECONDS - now, write)
     if memory.first_step is not None and memory.ended is None:
         write |= _ready(draft, _progress_left(draft, since_write), write)
     if not write:
@@ -33,7 +37,7 @@ def due(draft: Draft) -> Status | None:
     if memory.first_step is not None:
         passed = sum(1 for moment in PROGRESS_SCHEDULE if moment <= now - memory.first_step)
         draft.remember(progress_writes=max(memory.progress_writes, passed))
-    draft.remember(written=now)
+    draft.remember(written=now, counts_since=None)
     if memory.first_step is not None and memory.ended is None:
         draft.wait(_progress_left(draft, 0.0))
     if status.state in ("Complete", "Failed") and memory.ended is None:

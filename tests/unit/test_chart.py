@@ -225,6 +225,15 @@ def test_monitors_honour_the_labels_of_the_series() -> None:
     assert some["spec"]["namespaceSelector"] == {"matchNames": ["a"]}
 
 
+def test_who_has_no_prometheus_operator_finds_the_operator_by_annotations() -> None:
+    def annotations(values: Json) -> Json:
+        found: Json = one(render(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]
+        return found
+
+    assert annotations({})["prometheus.io/port"] == "8080"
+    assert "prometheus.io/scrape" not in annotations({"monitors": {"enabled": True}})
+
+
 def test_the_network_policy_lets_agents_in_and_can_be_left_out() -> None:
     rules = one(render(), "NetworkPolicy")["spec"]["ingress"]
     assert rules[0]["ports"] == [{"port": "coordinator", "protocol": "TCP"}]
