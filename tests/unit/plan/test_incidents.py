@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lepton_operator import conditions
-from lepton_operator.plan import Rejection
+from lepton_operator.decision.plan import Rejection
 from lepton_operator.worker import Phase
 from simulation import Simulation
 
