@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from lepton_operator import conditions, goodput
+from lepton_operator import conditions
+from lepton_operator.decision import goodput
+from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.job import Job, JobError
-from lepton_operator.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.status import Status, read_status
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
@@ -241,12 +242,14 @@ class Reconciler:
         )
 
     def _fresh(self, key: str, summary: JobSummary) -> JobSummary:
-        agents = [a for a in self._coordinator.agents(key) if a.connected and a.progress.step is not None]
-        if not agents:
-            return summary
-        speaker = min(agents, key=lambda a: (a.state.group_rank, a.joined))
+        spoken = [a for a in self._coordinator.agents(key) if a.connected and a.progress.step is not None]
+        agents = sorted(spoken, key=lambda a: (a.state.group_rank, a.joined))
         entry = self._entries[key]
-        counters = entry.memory.counters.observe(speaker, fresh=entry.memory.counters.source == ("", ""))
+        counters = entry.memory.counters
+        counted = counters.speaker(agents)
+        if counted is None:
+            return summary
+        counters, speaker = counters.observe(counted, fresh=counters.source == ("", "")), agents[0]
         entry.memory = replace(entry.memory, counters=counters)
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
         entry.summary = replace(summary, counters=counters, loss=loss)

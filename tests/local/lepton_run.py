@@ -208,11 +208,16 @@ def local_job(home: Path, body: dict[str, Any], *others: dict[str, Any]) -> Iter
 
 
 def scrape(address: str) -> dict[str, float]:
-    """Samples of a /metrics page, by name and labels as they stand there."""
+    """Samples of a /metrics page, by name and sorted labels: `name{a="1",b="2"}`."""
     with urllib.request.urlopen(address, timeout=5) as answer:
         text = answer.read().decode()
-    found = (re.fullmatch(r"(\S+?(?:\{.*\})?) (\S+)", line) for line in text.splitlines() if not line.startswith("#"))
-    return {match[1]: float(match[2]) for match in found if match}
+    found = (re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line) for line in text.splitlines() if not line.startswith("#"))
+    return {sample(match[1], match[2] or ""): float(match[3]) for match in found if match}
+
+
+def sample(name: str, labels: str) -> str:
+    """The key of a sample, whatever order its labels come in."""
+    return f"{name}{{{','.join(sorted(filter(None, labels.split(','))))}}}" if labels else name
 
 
 def listening(port: int) -> bool:

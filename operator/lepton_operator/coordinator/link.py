@@ -316,7 +316,10 @@ class _ProcessEnd(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for message in self._decoder.feed(data):
-            self._link._hear(message)
+            try:
+                self._link._hear(message)
+            except Exception:  # a listener's mistake must not cut every agent off
+                log.exception("the coordinator's word %s could not be taken", type(message).__name__)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._link._detached()

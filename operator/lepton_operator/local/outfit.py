@@ -66,20 +66,12 @@ def agent_directory(uid: str) -> Path:
 
 
 def _directory(run: RunDirectory, manifest: Manifest, job: Job) -> Path:
-    """Code from a ConfigMap lies in a folder of its own; else `workingDir` counts from where the manifest lies.
-
-    A path of an image that this machine does not have means the manifest's folder.
-    """
+    """Code from a ConfigMap lies in a folder of its own; else it is `workingDir` where this machine has it, else the manifest's folder."""
     code = job.trainer.code_config_map
     if code:
         return _unpack(run.code / code, manifest, code)
-    wanted = Path(job.trainer.working_dir or ".")
-    if wanted.is_absolute():
-        return wanted if wanted.is_dir() else manifest.directory
-    directory = manifest.directory / wanted
-    if not directory.is_dir():
-        raise ManifestError(f"spec.trainer.workingDir: {directory} is no directory: write a path from the manifest's folder")
-    return directory
+    wanted = Path(job.trainer.working_dir or manifest.directory)
+    return wanted if wanted.is_dir() else manifest.directory
 
 
 def _unpack(folder: Path, manifest: Manifest, name: str) -> Path:

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from lepton_trainer.report import report
+
 rank = os.environ["RANK"]
 for word in sys.argv[1:]:
     what, _, value = word.partition("=")
@@ -41,6 +43,10 @@ for word in sys.argv[1:]:
     elif what == "note":
         with Path(value).open("a") as file:
             file.write(f"{os.environ['LEPTON_GENERATION']} {rank} {os.getpid()}\n")
+    elif what == "steps":  # reported as a training would
+        for step in range(1, int(value) + 1):
+            report(step=step, loss=1 / step, samples=8, total_steps=int(value))
+            time.sleep(0.01)
     elif what == "until":  # a file exists
         while not Path(value).exists():
             time.sleep(0.02)
