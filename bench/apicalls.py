@@ -1,10 +1,10 @@
-"""What jobs cost the API server: writes of one 8-pod job from apply to Finished, and how fast 100 jobs of 8 pods exist beside a bare client.
+"""What jobs cost the API server: writes of one 8-pod job from apply to Finished; how fast 100 jobs of 8 pods exist, beside a bare client.
 
     PYTHONPATH=.:operator:trainer_image:tests python bench/apicalls.py
 
-Needs `make cluster-up`. Writes are counted in the API server's audit log, by who made them; the Lease and progress are told apart. The hundred
-jobs are for fake nodes (kwok): their pods are scheduled, and run on paper. The bare client creates the same 800 pods with 32 requests in
-flight and nothing else to do, before and after, in the same run; the operator does it in the cluster, at its default rate limit.
+Needs `make cluster-up`. Writes are counted in its audit log, by who made them; Lease and progress are told apart. The hundred
+jobs are for fake nodes (kwok): their pods are scheduled, and run on paper. The bare client creates the same 800 pods with 32 requests in flight
+and nothing else to do, in turns, in the same run; the operator does it in the cluster, at its default rate limit.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from cluster import images, substrate
 from cluster.places import AUDIT_LOG
 from installation import RELEASE, Installation
 from kube import Kubectl, eventually
-from lepton_operator.api import Api, load_configuration
+from lepton_operator.pods.api import Api, load_configuration
 
 JOBS = "/apis/training.lepton.ai/v1alpha1/namespaces/{}/leptontrainingjobs"
 PODS = "/api/v1/namespaces/{}/pods"
@@ -135,7 +135,7 @@ async def run(jobs: int, size: int, turns: int, nodes: int, output: Path | None)
     kubectl("create", "namespace", namespace)
     about = facts()
     fleet = [sys.executable, "-m", "cluster", "nodes", "--fake"]
-    subprocess.run([*fleet, str(nodes)], check=True)
+    await asyncio.to_thread(subprocess.run, [*fleet, str(nodes)], check=True)
     try:
         installation.install()
         inside = Kubectl(substrate.kubeconfig(), namespace)
@@ -153,7 +153,7 @@ async def run(jobs: int, size: int, turns: int, nodes: int, output: Path | None)
     finally:
         installation.uninstall()
         kubectl("delete", "namespace", namespace, system, "--wait=false")
-        subprocess.run([*fleet, "0"], check=True)
+        await asyncio.to_thread(subprocess.run, [*fleet, "0"], check=True)
     ratios = [ours / theirs for ours, theirs in zip(rates["operator"], rates["bare"], strict=True)]
     fleet_result = {
         "jobs": jobs,

@@ -25,8 +25,8 @@ from cluster import images, substrate
 from cluster.places import AUDIT_LOG
 from installation import Installation
 from kube import Kubectl, eventually
-from lepton_operator.api import Api, load_configuration
 from lepton_operator.job import parse_time
+from lepton_operator.pods.api import Api, load_configuration
 
 JOBS = "/apis/training.lepton.ai/v1alpha1/namespaces/{}/leptontrainingjobs"
 CORE = "/api/v1/namespaces/{}/{}"

@@ -315,7 +315,7 @@ async def start_agent(
     run_dir.mkdir(exist_ok=True)
     marker = uuid.uuid4().hex
     log = run_dir / "agent.log"
-    python = env.pop("AGENT_PYTHON", sys.executable)
+    program = env.pop("AGENT", f"{sys.executable} -m lepton_trainer.agent").split()
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("LEPTON_", "OMP_"))}
     variables |= {
         "PYTHONPATH": str(SOURCE),
@@ -336,7 +336,7 @@ async def start_agent(
     } | env
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            python, "-m", "lepton_trainer.agent", "--", *command, cwd=cwd or tmp_path, env=variables, stdout=file, stderr=file
+            *program, "--", *command, cwd=cwd or tmp_path, env=variables, stdout=file, stderr=file
         )
     return AgentProcess(process, run_dir, marker, log)
 

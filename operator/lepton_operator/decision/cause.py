@@ -7,8 +7,8 @@ failed or was lost at about the same time.
 import signal
 from collections.abc import Sequence
 
-from lepton_operator.evidence import Judgement, Verdict
-from lepton_operator.generation import Generation
+from lepton_operator.decision.evidence import Judgement, Verdict
+from lepton_operator.decision.generation import Generation
 from lepton_operator.job import Job
 from lepton_operator.status import LastFailure, MicroTime
 from lepton_operator.worker import Worker

@@ -3,9 +3,9 @@
 import math
 from dataclasses import replace
 
-from lepton_operator import evidence, generation
-from lepton_operator.draft import REPLACE_SECONDS, Draft
-from lepton_operator.evidence import Judgement, Verdict
+from lepton_operator.decision import evidence, generation
+from lepton_operator.decision.draft import REPLACE_SECONDS, Draft
+from lepton_operator.decision.evidence import Judgement, Verdict
 from lepton_operator.worker import Phase, Worker
 from lepton_trainer.protocol import messages, result
 from lepton_trainer.protocol.frames import ProtocolError

@@ -5,10 +5,11 @@ memory that is lost (a new leader) is rebuilt from status and from what the agen
 it: the caller writes `Plan.status` first and only then adopts `Plan.memory` and delivers `Plan.order`.
 """
 
-from lepton_operator import claim, conditions, ending, incidents, membership, progress, regroup, view, workforce, writes
-from lepton_operator.draft import Draft
+from lepton_operator import conditions
+from lepton_operator.decision import claim, ending, incidents, membership, progress, regroup, view, workforce, writes
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.world import Delete, Memory, Plan, Rejection, World
 from lepton_operator.worker import Clock
-from lepton_operator.world import Delete, Memory, Plan, Rejection, World
 
 __all__ = ["Delete", "Memory", "Plan", "Rejection", "World", "plan"]
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lepton_operator.api import AlreadyExists, Api, Expired
 from lepton_operator.constants import lease_name
 from lepton_operator.job import parse_time
+from lepton_operator.pods.api import AlreadyExists, Api, Expired
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
 
 log = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lepton_operator import goodput
-from lepton_operator.evidence import Verdict
-from lepton_operator.generation import Generation
+from lepton_operator.decision import goodput
+from lepton_operator.decision.evidence import Verdict
+from lepton_operator.decision.generation import Generation
 from lepton_operator.job import Job
 from lepton_operator.status import Status
 from lepton_operator.substrate import Event

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lepton_operator.job import Job, JobError, read_job
-from lepton_operator.projection import Pod, read_node_ready, read_pod
+from lepton_operator.pods.projection import Pod, read_node_ready, read_pod
 from lepton_operator.worker import Phase, Worker
 
 Json = Mapping[str, Any]

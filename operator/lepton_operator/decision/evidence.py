@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from lepton_operator.generation import Generation
+from lepton_operator.decision.generation import Generation
 from lepton_operator.worker import Agent, Clock, Member, Phase, Worker
 from lepton_trainer.protocol import messages
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lepton_operator import clock
-from lepton_operator.api import AlreadyExists, Api, Expired
-from lepton_operator.cache import Cache
-from lepton_operator.projection import Pod
+from lepton_operator.pods.api import AlreadyExists, Api, Expired
+from lepton_operator.pods.cache import Cache
+from lepton_operator.pods.projection import Pod
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
 from lepton_operator.worker import Phase
 

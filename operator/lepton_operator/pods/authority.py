@@ -14,9 +14,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 
-from lepton_operator.api import Api
-from lepton_operator.certificates import Authority, new_authority, new_leaf
 from lepton_operator.coordinator.tls import TlsFiles
+from lepton_operator.pods.api import Api
+from lepton_operator.pods.certificates import Authority, new_authority, new_leaf
 from lepton_operator.substrate import Conflict
 
 log = logging.getLogger(__name__)

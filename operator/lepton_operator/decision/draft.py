@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 from lepton_operator import conditions
-from lepton_operator.evidence import Judgement
+from lepton_operator.decision.evidence import Judgement
+from lepton_operator.decision.world import Delete, Memory, Plan, World
 from lepton_operator.status import Status, read_status
 from lepton_operator.substrate import Event
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
-from lepton_operator.world import Delete, Memory, Plan, World
 from lepton_trainer.protocol import messages
 
 REPLACE_SECONDS = 10.0

@@ -12,7 +12,7 @@ from typing import Any
 
 from lepton_operator import constants as c
 from lepton_operator.job import ACCELERATORS, MIG_PREFIX, Job, accelerators, format_micro_time
-from lepton_operator.overlay import merge_env, merge_objects, overlay_pod
+from lepton_operator.pods.overlay import merge_env, merge_objects, overlay_pod
 from lepton_operator.substrate import Event
 from lepton_trainer.protocol import names
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from lepton_operator.api import AlreadyExists
+from lepton_operator.pods.api import AlreadyExists
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import math
 from dataclasses import replace
 
 from lepton_operator import conditions
-from lepton_operator.draft import Draft
-from lepton_operator.evidence import Verdict
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.evidence import Verdict
 from lepton_operator.status import Startup, WorkerCounts
 from lepton_operator.worker import Phase, Worker
 from lepton_trainer.protocol import messages

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-from lepton_operator import conditions, goodput
-from lepton_operator.draft import Draft
+from lepton_operator import conditions
+from lepton_operator.decision import goodput
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.world import Plan
 from lepton_operator.job import Job
 from lepton_operator.status import Time
-from lepton_operator.world import Plan
 
 LOOK_SECONDS = 30.0
 """Another installation's job is looked at again after so long."""

@@ -10,9 +10,9 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-from lepton_operator.api import AlreadyExists, Api
 from lepton_operator.job import Job, format_micro_time
-from lepton_operator.manifests import build_event
+from lepton_operator.pods.api import AlreadyExists, Api
+from lepton_operator.pods.manifests import build_event
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Unavailable
 
 log = logging.getLogger(__name__)

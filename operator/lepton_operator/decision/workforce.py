@@ -1,10 +1,10 @@
 """The workers that should exist: one living worker for each wanted index, none beyond."""
 
-from lepton_operator.draft import Draft
-from lepton_operator.evidence import Verdict
-from lepton_operator.incidents import create_wait
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.evidence import Verdict
+from lepton_operator.decision.incidents import create_wait
+from lepton_operator.decision.world import Delete
 from lepton_operator.worker import Phase
-from lepton_operator.world import Delete
 from lepton_trainer.protocol import messages
 
 REJECTION_SECONDS = 10.0

@@ -7,7 +7,7 @@ and at the end) or along with what is written anyway.
 from dataclasses import replace
 
 from lepton_operator import conditions
-from lepton_operator.draft import Draft
+from lepton_operator.decision.draft import Draft
 from lepton_operator.status import CheckpointView, ProgressView, Startup, Status, WorkerCounts
 
 PROGRESS_SCHEDULE = (2.0, 5.0, 10.0)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lepton_operator import clock
-from lepton_operator.api import AlreadyExists, Api, Expired
 from lepton_operator.coordinator.identity import Claims, Unidentified
+from lepton_operator.pods.api import AlreadyExists, Api, Expired
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
 from lepton_trainer.protocol.names import TOKEN_AUDIENCE
 

@@ -6,10 +6,10 @@ An incident is a generation that broke, or a worker that ended before it joined 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lepton_operator import cause, ending, policies
-from lepton_operator.draft import Draft
-from lepton_operator.evidence import Kind, Verdict
-from lepton_operator.membership import generation_of
+from lepton_operator.decision import cause, ending, policies
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.evidence import Kind, Verdict
+from lepton_operator.decision.membership import generation_of
 from lepton_operator.status import RECENT_LIMIT, Incident, LastFailure, MicroTime, Restarts
 from lepton_operator.worker import Phase, Worker
 

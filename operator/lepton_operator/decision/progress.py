@@ -3,11 +3,12 @@
 import math
 from dataclasses import replace
 
-from lepton_operator import conditions, goodput
-from lepton_operator.draft import Draft
+from lepton_operator import conditions
+from lepton_operator.decision import goodput
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.view import duration, loss_text, rate, running, since_creation
+from lepton_operator.decision.writes import PROGRESS_SCHEDULE
 from lepton_operator.status import CheckpointView, MicroTime, ProgressView, Time
-from lepton_operator.view import duration, loss_text, rate, running, since_creation
-from lepton_operator.writes import PROGRESS_SCHEDULE
 from lepton_trainer.protocol.messages import Progress
 
 GAP_SECONDS = 0.5

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from lepton_operator import conditions
-from lepton_operator.draft import Draft
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.world import Delete
 from lepton_operator.status import Time
 from lepton_operator.worker import Phase, Worker
-from lepton_operator.world import Delete
 from lepton_trainer.protocol import messages
 
 WIND_DOWN_SECONDS = 15.0

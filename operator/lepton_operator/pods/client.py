@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from lepton_operator import constants as c
-from lepton_operator.api import AlreadyExists, Api
-from lepton_operator.cache import JOBS, PODS, Cache
-from lepton_operator.events import Recorder
 from lepton_operator.job import Job
-from lepton_operator.manifests import PodDefaults, build_pod, build_service, owned_env
-from lepton_operator.projection import Pod, digest, owner_of, read_pod
+from lepton_operator.pods.api import AlreadyExists, Api
+from lepton_operator.pods.cache import JOBS, PODS, Cache
+from lepton_operator.pods.events import Recorder
+from lepton_operator.pods.manifests import PodDefaults, build_pod, build_service, owned_env
+from lepton_operator.pods.projection import Pod, digest, owner_of, read_pod
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Unavailable
 from lepton_operator.worker import Phase, Worker
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lepton_operator import evidence, generation
-from lepton_operator.draft import Draft
-from lepton_operator.evidence import Verdict
-from lepton_operator.incidents import cause_pending, regroup_wait
+from lepton_operator.decision import evidence, generation
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.evidence import Verdict
+from lepton_operator.decision.incidents import cause_pending, regroup_wait
 from lepton_operator.status import HISTORY_LIMIT, HistoryEntry, MicroTime, Rendezvous
 from lepton_operator.worker import Agent, Phase
 from lepton_trainer.protocol import messages

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lepton_operator import clock
-from lepton_operator.blocking_api import Reply, Unanswered
 from lepton_operator.job import format_micro_time
+from lepton_operator.pods.blocking_api import Reply, Unanswered
 from lepton_operator.worker import Clock
 
 log = logging.getLogger(__name__)

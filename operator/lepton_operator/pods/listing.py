@@ -14,9 +14,9 @@ from typing import Any
 
 from lepton_operator import clock
 from lepton_operator import constants as c
-from lepton_operator.api import Api, Expired
-from lepton_operator.cache import JOBS, NODES, PODS, Cache
-from lepton_operator.handlers import kopf_registry, kopf_settings, listen_until_broken
+from lepton_operator.pods.api import Api, Expired
+from lepton_operator.pods.cache import JOBS, NODES, PODS, Cache
+from lepton_operator.pods.handlers import kopf_registry, kopf_settings, listen_until_broken
 from lepton_operator.substrate import Gone, Rejected, Unavailable
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import kopf
 
 from lepton_operator import constants as c
-from lepton_operator.cache import JOBS, NODES, PODS
+from lepton_operator.pods.cache import JOBS, NODES, PODS
 
 Deliver = Callable[[str, Any, str | None], None]
 """Told (kind, the object's JSON, ADDED, MODIFIED or DELETED; None: found by a LIST when a watch starts)."""
