@@ -1,4 +1,4 @@
-"""Training jobs as tests see them: made from small scripts in a ConfigMap, watched through kubectl, their ledger read from the shared claim."""
+"""Training jobs as tests see them: small scripts from a ConfigMap, watched through kubectl, their ledger read from the shared claim."""
 
 import json
 import secrets
@@ -89,7 +89,7 @@ class Ledger:
         return again
 
     def check_committed_once(self) -> None:
-        """Every step up to the last checkpoint was committed by one generation, and all of its samples taken once, by its ranks together."""
+        """Every step up to the last checkpoint was committed by one generation, its samples taken once by its ranks together."""
         starts = self.starts()
         numbers = sorted(starts)
         assert starts[numbers[0]] == 0, f"the first generation began at {starts[numbers[0]]}"
@@ -243,9 +243,9 @@ class Trainings:
     def kubectl(self) -> Kubectl:
         return Kubectl(self.operator.kubeconfig, self.namespace)
 
-    def start(self, name: str, spec: Object) -> Training:
-        """A job with exactly this spec; `name` gets a suffix of its own."""
-        job = Training(self.kubectl, f"{name}-{secrets.token_hex(2)}")
+    def start(self, name: str, spec: Object, *, exactly: bool = False) -> Training:
+        """A job with exactly this spec; unless `exactly`, its name gets a suffix of its own."""
+        job = Training(self.kubectl, name if exactly else f"{name}-{secrets.token_hex(2)}")
         body = {"apiVersion": API_VERSION, "kind": "LeptonTrainingJob", "metadata": {"name": job.name}, "spec": spec}
         self.kubectl("create", "-f", "-", stdin=json.dumps(body))
         self.made.append(job)
@@ -261,13 +261,11 @@ class Trainings:
             "checkpoint": {"claimName": CLAIM, "path": job_name},
             **spec,
         }
-        job = Training(self.kubectl, job_name)
-        manifest = {"apiVersion": API_VERSION, "kind": "LeptonTrainingJob", "metadata": {"name": job_name}, "spec": body}
-        self.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
-        self.made.append(job)
-        return job
+        return self.start(job_name, body, exactly=True)
 
-    def plain(self, name: str, script: str, replicas: int = 1, trainer: Object | None = None, **spec: Any) -> Training:
+    def plain(
+        self, name: str, script: str, replicas: int = 1, trainer: Object | None = None, *, exactly: bool = False, **spec: Any
+    ) -> Training:
         """A job of a script that needs no torch: nothing is imported beforehand."""
         body = {
             "trainer": {
@@ -278,7 +276,7 @@ class Trainings:
             "workers": {"replicas": replicas},
             **spec,
         }
-        return self.start(name, body)
+        return self.start(name, body, exactly=exactly)
 
     def clear(self) -> None:
         for job in self.made:

@@ -15,23 +15,23 @@ from typing import Any
 from kubernetes.aio import client as kube
 
 from lepton_operator import clock
-from lepton_operator.api import AlreadyExists, Api, Expired, load_configuration
-from lepton_operator.authority import AuthorityError, AuthoritySecret, LeafFiles
-from lepton_operator.blocking_api import BlockingApi
-from lepton_operator.cache import Cache
-from lepton_operator.certificates import Authority
-from lepton_operator.claims import Claimants
-from lepton_operator.client import ClusterSubstrate
 from lepton_operator.config import Config
 from lepton_operator.constants import lease_name
 from lepton_operator.coordinator.link import CoordinatorLink
-from lepton_operator.diagnosis import Diagnosis
-from lepton_operator.endpoint import LeaderEndpoint
-from lepton_operator.keys import SigningKeys
-from lepton_operator.lease import LeaseKeeper
-from lepton_operator.listing import Listener
-from lepton_operator.manifests import PodDefaults
 from lepton_operator.metrics import Metrics
+from lepton_operator.pods.api import AlreadyExists, Api, Expired, load_configuration
+from lepton_operator.pods.authority import AuthorityError, AuthoritySecret, LeafFiles
+from lepton_operator.pods.blocking_api import BlockingApi
+from lepton_operator.pods.cache import Cache
+from lepton_operator.pods.certificates import Authority
+from lepton_operator.pods.claims import Claimants
+from lepton_operator.pods.client import ClusterSubstrate
+from lepton_operator.pods.diagnosis import Diagnosis
+from lepton_operator.pods.endpoint import LeaderEndpoint
+from lepton_operator.pods.keys import SigningKeys
+from lepton_operator.pods.lease import LeaseKeeper
+from lepton_operator.pods.listing import Listener
+from lepton_operator.pods.manifests import PodDefaults
 from lepton_operator.probes import ProbeServer
 from lepton_operator.reconciler import JobSummary, Reconciler
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable

@@ -16,8 +16,8 @@ from lepton_operator.config import read_config
 from lepton_operator.constants import lease_name
 from lepton_operator.job import read_job
 from lepton_operator.local.crd import crd, crd_text
-from lepton_operator.manifests import PodDefaults, build_pod
 from lepton_operator.metrics import JobCollector, Metrics
+from lepton_operator.pods.manifests import PodDefaults, build_pod
 from lepton_trainer.agent import settings, telemetry
 from lepton_trainer.protocol import names
 

@@ -44,6 +44,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._operator: asyncio.Transport | None = None
         self._operator_reads = True
+        self._outbox: list[bytes] = []
         self._tls: ssl.SSLContext | None = None
         self._places = asyncio.Semaphore(JOINS_AT_ONCE)
         self._placed: set[Connection] = set()  # past their handshake, not joined; each holds a place
@@ -85,7 +86,15 @@ class Server:
     def tell(self, message: Any) -> None:
         if self._operator is None or (isinstance(message, messages.Progressed) and not self._operator_reads):
             return  # an operator that is stopped must not cost memory: progress comes again
-        self._operator.write(messages.frame(message))
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(messages.frame(message))
+
+    def _flush(self) -> None:
+        """A whole group acknowledges at once: one write for all that came in together, not one for each."""
+        frames, self._outbox = self._outbox, []
+        if self._operator is not None:
+            self._operator.write(b"".join(frames))
 
     def hear(self, message: Any) -> None:
         if isinstance(message, messages.Configure):

@@ -6,10 +6,10 @@ import pytest
 
 from builders.api_objects import job, job_body, owner, pod_body
 from builders.fake_api import status
-from lepton_operator.api import Api, Expired
-from lepton_operator.cache import JOBS, PODS, Cache
-from lepton_operator.client import ClusterSubstrate
-from lepton_operator.manifests import PodDefaults
+from lepton_operator.pods.api import Api, Expired
+from lepton_operator.pods.cache import JOBS, PODS, Cache
+from lepton_operator.pods.client import ClusterSubstrate
+from lepton_operator.pods.manifests import PodDefaults
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from builders.api_objects import job
 from builders.fake_api import status
-from lepton_operator import events
-from lepton_operator.events import Recorder
+from lepton_operator.pods import events
+from lepton_operator.pods.events import Recorder
 from lepton_operator.substrate import Event
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from builders.api_objects import job_body, node_body, pod_body
 from builders.fake_api import status
-from lepton_operator import listing
-from lepton_operator.cache import Cache
-from lepton_operator.listing import Listener
+from lepton_operator.pods import listing
+from lepton_operator.pods.cache import Cache
+from lepton_operator.pods.listing import Listener
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lepton_operator.goodput import Account, Counters, resume
+from lepton_operator.decision.goodput import Account, Counters, resume
 from lepton_operator.worker import Agent
 from lepton_trainer.protocol.messages import Progress, State
 from simulation import Simulation

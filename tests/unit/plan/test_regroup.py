@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lepton_operator.membership import START_SECONDS
+from lepton_operator.decision.membership import START_SECONDS
 from lepton_operator.worker import Phase
 from lepton_trainer.protocol.messages import PREPARED, RUNNING
 from simulation import Simulation

@@ -176,3 +176,10 @@ def test_an_unchanged_world_is_written_once() -> None:
         sim.decide()
         sim.workers = {uid: replace(w, resource_version="9") for uid, w in sim.workers.items()}
     assert len(sim.writes) == 1
+
+
+def test_a_plan_that_writes_the_first_step_says_itself_when_progress_is_due_next() -> None:
+    sim = start(1).sim
+    sim.step(1)
+    decided = sim.decide()
+    assert decided.status is not None and decided.wake is not None and 1.9 <= decided.wake <= 2.0
