@@ -5,6 +5,9 @@ The cluster's node is this machine (embedded, or kind's container on it), so a p
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -44,3 +47,15 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
+
+
+@contextmanager
+def connections_cut(uid: str, port: int) -> Iterator[None]:
+    """Inside the block the pod cannot reach anybody's TCP `port`: what is open is reset at the next byte, what is tried is refused."""
+    inside = ["nsenter", "-t", str(pids_of_pod(uid)[0]), "-n", "iptables", "-w"]
+    rule = ["OUTPUT", "-p", "tcp", "--dport", str(port), "-j", "REJECT", "--reject-with", "tcp-reset"]
+    subprocess.run([*inside, "-I", *rule], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*inside, "-D", *rule], check=True, capture_output=True)

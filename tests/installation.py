@@ -1,4 +1,4 @@
-"""The operator as its users have it: our chart, installed by real Helm, running in the cluster from its image under its own service account."""
+"""The operator as its users have it: our chart, installed by real Helm, run in the cluster from its image under its own service account."""
 
 import json
 import subprocess
@@ -44,11 +44,13 @@ class Installation:
     def install(self) -> None:
         """Installs it and waits until every replica is Ready and one of them leads."""
         everywhere = Kubectl(self.kubeconfig)
-        if self.watched and everywhere.run("get", "crd", CRD).returncode != 0:
-            everywhere("create", "-f", str(CHECKOUT / "crds" / "leptontrainingjobs.training.lepton.ai.yaml"))
+        if self.watched:  # by whoever may; this checkout's, whatever was there before
+            file = CHECKOUT / "crds" / "leptontrainingjobs.training.lepton.ai.yaml"
+            everywhere("apply", "--server-side", "--force-conflicts", "-f", str(file))
         scope = ["--set", f"watchNamespaces={{{','.join(self.watched)}}}"] if self.watched else ["--take-ownership"]
         names = ["--set", f"image.operator={self.images['operator']},image.trainer={self.images['trainer']},replicas={self.replicas}"]
-        self.helm("install", RELEASE, str(CHART), *names, *scope, "--create-namespace", "--wait", "--timeout=90s")
+        scraped = ["--set-string", r"podAnnotations.prometheus\.io/scrape=true,podAnnotations.prometheus\.io/port=8080"]
+        self.helm("install", RELEASE, str(CHART), *names, *scope, *scraped, "--create-namespace", "--wait", "--timeout=90s")
         eventually(self.leader, 30)
 
     def uninstall(self) -> None:

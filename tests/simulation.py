@@ -9,8 +9,8 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lepton_operator.decision.plan import Memory, Plan, Rejection, World, plan
 from lepton_operator.job import read_job
-from lepton_operator.plan import Memory, Plan, Rejection, World, plan
 from lepton_operator.status import Status, read_status
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 from lepton_trainer.protocol.messages import FAILED, IDLE, PREPARED, RUNNING, STOPPED, SUCCEEDED, ProcessExit, Progress, State

@@ -1,4 +1,4 @@
-"""Training jobs as tests see them: made from small scripts in a ConfigMap, watched through kubectl, their ledger read from the shared claim."""
+"""Training jobs as tests see them: small scripts from a ConfigMap, watched through kubectl, their ledger read from the shared claim."""
 
 import json
 import secrets
@@ -49,6 +49,12 @@ def window(image: str) -> list[Object]:
     ]
 
 
+def has_ended(pod: Object) -> bool:
+    """Whether nothing of the training runs in it: the pod's own phase follows its trainer container a moment later."""
+    states = [status.get("state", {}) for status in pod["status"].get("containerStatuses", ()) if status["name"] == "trainer"]
+    return pod["status"].get("phase") in ("Succeeded", "Failed") or any("terminated" in state for state in states)
+
+
 @dataclass
 class Ledger:
     """What every rank of every generation noted: where it began, and the samples that it took for each step, before the step was made."""
@@ -83,7 +89,7 @@ class Ledger:
         return again
 
     def check_committed_once(self) -> None:
-        """Every step up to the last checkpoint was committed by one generation, and all of its samples taken once, by its ranks together."""
+        """Every step up to the last checkpoint was committed by one generation, its samples taken once by its ranks together."""
         starts = self.starts()
         numbers = sorted(starts)
         assert starts[numbers[0]] == 0, f"the first generation began at {starts[numbers[0]]}"
@@ -120,11 +126,11 @@ class Training:
         return next((c for c in self.status().get("conditions", ()) if c["type"] == kind), {})
 
     def pods(self, *, ended: bool = True) -> list[Object]:
-        """Its pods by index, those being deleted left out."""
+        """Its pods by index; those being deleted are left out, and with `ended=False` those that have ended."""
         items = self.kubectl.get("pods", "-l", f"training.lepton.ai/job-name={self.name}")["items"]
         mine = [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
         if not ended:
-            mine = [pod for pod in mine if pod["status"].get("phase") not in ("Succeeded", "Failed")]
+            mine = [pod for pod in mine if not has_ended(pod)]
         return sorted(mine, key=lambda pod: int(pod["metadata"]["labels"]["training.lepton.ai/worker-index"]))
 
     def agents(self) -> dict[int, tuple[str, str]]:
@@ -204,7 +210,8 @@ class Training:
         status = self.wait("Finished", timeout)
         assert status["state"] == "Complete", status.get("message")
         self.ledger().check_committed_once()
-        assert [pod["metadata"]["name"] for pod in self.pods(ended=False)] == []
+        running = [pod["metadata"]["name"] for pod in self.pods(ended=False)]
+        assert running == [], f"the job is Finished, and these run: {running}"
         return status
 
     def kill_rank(self, rank: int) -> None:
@@ -236,9 +243,9 @@ class Trainings:
     def kubectl(self) -> Kubectl:
         return Kubectl(self.operator.kubeconfig, self.namespace)
 
-    def start(self, name: str, spec: Object) -> Training:
-        """A job with exactly this spec; `name` gets a suffix of its own."""
-        job = Training(self.kubectl, f"{name}-{secrets.token_hex(2)}")
+    def start(self, name: str, spec: Object, *, exactly: bool = False) -> Training:
+        """A job with exactly this spec; unless `exactly`, its name gets a suffix of its own."""
+        job = Training(self.kubectl, name if exactly else f"{name}-{secrets.token_hex(2)}")
         body = {"apiVersion": API_VERSION, "kind": "LeptonTrainingJob", "metadata": {"name": job.name}, "spec": spec}
         self.kubectl("create", "-f", "-", stdin=json.dumps(body))
         self.made.append(job)
@@ -254,13 +261,11 @@ class Trainings:
             "checkpoint": {"claimName": CLAIM, "path": job_name},
             **spec,
         }
-        job = Training(self.kubectl, job_name)
-        manifest = {"apiVersion": API_VERSION, "kind": "LeptonTrainingJob", "metadata": {"name": job_name}, "spec": body}
-        self.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
-        self.made.append(job)
-        return job
+        return self.start(job_name, body, exactly=True)
 
-    def plain(self, name: str, script: str, replicas: int = 1, trainer: Object | None = None, **spec: Any) -> Training:
+    def plain(
+        self, name: str, script: str, replicas: int = 1, trainer: Object | None = None, *, exactly: bool = False, **spec: Any
+    ) -> Training:
         """A job of a script that needs no torch: nothing is imported beforehand."""
         body = {
             "trainer": {
@@ -271,7 +276,7 @@ class Trainings:
             "workers": {"replicas": replicas},
             **spec,
         }
-        return self.start(name, body)
+        return self.start(name, body, exactly=exactly)
 
     def clear(self) -> None:
         for job in self.made:

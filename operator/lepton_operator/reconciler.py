@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from lepton_operator import conditions, goodput
+from lepton_operator import conditions
+from lepton_operator.decision import goodput
+from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.job import Job, JobError
-from lepton_operator.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.status import Status, read_status
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
@@ -38,6 +39,10 @@ class Coordinator(Protocol):
     def forget(self, job: str, uid: str, boot: str) -> None: ...
     def probe(self, job: str) -> None: ...
     def drops_recent(self, seconds: float) -> list[tuple[str, str]]: ...
+    @property
+    def listening_since(self) -> float: ...
+    @property
+    def settled(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,13 @@ class Reconciler:
         self._on_finished = on_finished
         self._entries: dict[str, _Entry] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._missed: frozenset[tuple[str, str]] = frozenset()  # (job, worker UID): who dropped when all did
         self.leading_since = clock().mono
 
     def lead(self) -> None:
         """This process begins to decide: what it remembers from before is worth nothing."""
         self._entries.clear()
+        self._missed = frozenset()
         self.leading_since = self._clock().mono
 
     def forget(self, key: str) -> None:
@@ -132,6 +139,8 @@ class Reconciler:
             agents=self._coordinator.agents(key),
             manager=self._manager,
             leading_since=self.leading_since,
+            listening_since=self._coordinator.listening_since,
+            settled=self._coordinator.settled,
             blind=self._blind(),
             rejection=entry.rejection,
             claimant_gone=self._claimant_gone(str(job.status.get("manager", ""))),
@@ -148,13 +157,14 @@ class Reconciler:
             entry.status = decided.status
         entry.memory = decided.memory
         entry.summary = self._summary(job, entry)
-        if decided.order is None:
+        for event in decided.events:
+            self._tell(job, event)
+        if decided.order is None:  # another installation's
+            self._coordinator.drop_group(key)
             return decided.wake
         self._coordinator.set_group(decided.order)
         if decided.probe:
             self._coordinator.probe(key)
-        for event in decided.events:
-            self._tell(job, event)
         await self._act(job, entry, decided)
         self._forget_ended(key, world)
         return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
@@ -204,9 +214,15 @@ class Reconciler:
         task.add_done_callback(self._background.discard)
 
     def _blind(self) -> bool:
-        """Many agents of several jobs dropped together: the coordinator suspects itself, not them."""
+        """Many agents of several jobs dropped together: the coordinator suspects itself, not them, until some are back."""
         drops = self._coordinator.drops_recent(BLIND_WINDOW_SECONDS)
-        return len(drops) >= BLIND_DROPS and len({job for job, _ in drops}) >= BLIND_JOBS
+        if len(drops) >= BLIND_DROPS and len({job for job, _ in drops}) >= BLIND_JOBS:
+            self._missed = frozenset(drops)
+        if any(
+            a.connected for job in {job for job, _ in self._missed} for a in self._coordinator.agents(job) if (job, a.uid) in self._missed
+        ):
+            self._missed = frozenset()
+        return bool(self._missed)
 
     def _forget_ended(self, key: str, world: World) -> None:
         """An agent whose worker has ended, or whose later boot speaks, is of no more use once it is judged and booked."""

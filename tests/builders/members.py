@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from lepton_operator import evidence, generation
-from lepton_operator.evidence import Facts, Judgement
-from lepton_operator.generation import Generation
+from lepton_operator.decision import evidence, generation
+from lepton_operator.decision.evidence import Facts, Judgement
+from lepton_operator.decision.generation import Generation
 from lepton_operator.worker import Agent, Clock, Phase, Worker
 from lepton_trainer.protocol.messages import RUNNING, ProcessExit, Progress, State
 

@@ -14,14 +14,14 @@ import yaml
 from builders.api_objects import job_body
 from builders.cuttable_proxy import CuttableProxy
 from kube import Kubectl, eventually
-from lepton_operator import api as api_module
 from lepton_operator import constants as c
-from lepton_operator import listing
-from lepton_operator.api import Api, load_configuration
-from lepton_operator.cache import JOBS, PODS, Cache
-from lepton_operator.client import ClusterSubstrate
-from lepton_operator.listing import Listener
-from lepton_operator.manifests import PodDefaults
+from lepton_operator.pods import api as api_module
+from lepton_operator.pods import listing
+from lepton_operator.pods.api import Api, load_configuration
+from lepton_operator.pods.cache import JOBS, PODS, Cache
+from lepton_operator.pods.client import ClusterSubstrate
+from lepton_operator.pods.listing import Listener
+from lepton_operator.pods.manifests import PodDefaults
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected
 
 IMAGE = "registry.example/none:1"

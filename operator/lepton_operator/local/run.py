@@ -75,6 +75,14 @@ class LocalCoordinator:
     def drops_recent(self, seconds: float) -> list[tuple[str, str]]:
         return self._link.drops_recent(seconds)
 
+    @property
+    def listening_since(self) -> float:
+        return self._link.listening_since
+
+    @property
+    def settled(self) -> float:
+        return self._link.settled
+
 
 class Interrupts:
     """SIGINT, SIGTERM and SIGHUP: the first asks for an end in good order, a second one for an end at once."""

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lepton_operator import view
+from lepton_operator.decision import view
 from lepton_operator.local.follow import Follower
 from lepton_operator.local.store import RunDirectory
 from lepton_operator.local.validation import NOT_CHECKED

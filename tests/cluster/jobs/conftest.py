@@ -18,6 +18,8 @@ from installation import CHECKOUT, Installation
 from kube import Kubectl, eventually
 from trainings import SCRIPTS, WINDOW, Trainings, window
 
+BROKEN = "x = 1\n\nif True print(x)\n"
+"""A script with a syntax error in line 3."""
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
@@ -50,7 +52,8 @@ def places(kubeconfig: Path, images: dict[str, str]) -> Iterator[Places]:
         ready = ("get", "-n", name, "serviceaccount/default", "configmap/kube-root-ca.crt")
         eventually(lambda ready=ready: kubectl.run(*ready).returncode == 0)
         scripts = Path(__file__).parent / "scripts"
-        kubectl("create", "configmap", SCRIPTS, f"--from-file={scripts}", f"--from-file={CHECKOUT / 'examples' / 'digits.py'}", "-n", name)
+        files = [f"--from-file={path}" for path in (*sorted(scripts.glob("*.py")), CHECKOUT / "examples" / "digits.py")]
+        kubectl("create", "configmap", SCRIPTS, *files, f"--from-literal=broken.py={BROKEN}", "-n", name)
     inside = Kubectl(kubeconfig, made.jobs)
     inside.apply(*window(images["operator"]))
     inside("wait", f"pod/{WINDOW}", "--for=condition=Ready", "--timeout=60s")

@@ -161,6 +161,34 @@ async def test_repeated_and_overtaken_states_are_told_once(coordinator: InProces
     assert [w.state.seq for w in coordinator.told if isinstance(w, messages.Reported)] == [5, 6]
 
 
+async def test_peers_that_are_gone_before_they_are_greeted_cost_no_place(coordinator: InProcess) -> None:
+    for _ in range(20):
+        peer = socket.create_connection(("127.0.0.1", coordinator.port))
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        peer.close()  # a reset, perhaps while it queues
+    agent = await SimulatedAgent().connect(coordinator.port)
+    await agent.until(lambda a: a.order)
+
+
+async def test_a_listeners_mistake_cuts_no_agent_off(caplog: pytest.LogCaptureFixture) -> None:
+    def mistaken(job: str) -> None:
+        raise KeyError(job)
+
+    link = CoordinatorLink(listen=("127.0.0.1", 0), tls=None, on_change=mistaken)
+    await link.start()
+    try:
+        link.lead(clock.mono() + 3600)
+        link.set_group(group(2))
+        agents = [await SimulatedAgent(worker=worker).connect(link.port) for worker in range(2)]
+        for agent in agents:
+            await agent.until(lambda a: a.order)
+        link.set_group(group(2, number=1))
+        await agents[1].until(lambda a: a.order.master_port)
+        assert link.connected == 2 and "could not be taken" in caplog.text
+    finally:
+        await link.stop()
+
+
 # The real process.
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from builders.members import NOW, Team, agent, dropped, failed_exit, group, worker
-from lepton_operator.cause import find_cause, of_worker
-from lepton_operator.evidence import Judgement
+from lepton_operator.decision.cause import find_cause, of_worker
+from lepton_operator.decision.evidence import Judgement
 from lepton_operator.job import read_job
 from lepton_operator.status import LastFailure
 from lepton_operator.worker import Agent, Phase

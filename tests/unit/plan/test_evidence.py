@@ -3,7 +3,7 @@
 import pytest
 
 from builders.members import NOW, Team, agent, dropped, failed_exit, worker
-from lepton_operator.evidence import Verdict, next_doubt
+from lepton_operator.decision.evidence import Verdict, next_doubt
 from lepton_operator.worker import Phase
 from lepton_trainer.protocol.messages import FAILED, RUNNING, STOPPED, SUCCEEDED
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lepton_operator import conditions
+from lepton_operator.decision.plan import Rejection
 from lepton_operator.worker import Phase
 from simulation import Simulation
 
@@ -197,3 +198,67 @@ def test_two_workers_at_once_are_one_interruption() -> None:
     sim.settle()
     assert sim.status.restarts.total == 1
     assert len(sim.running()) == 3
+
+
+@pytest.mark.parametrize("restarts", [0, 5])
+def test_a_broken_generation_that_is_held_is_counted_once_however_often_it_is_looked_at(restarts: int) -> None:
+    """Its replacement could not be made, so the generation on record stays the broken one."""
+    sim = running(2)
+    sim.kill_pod(uid_of(sim, 1))
+    for look in range(8):
+        sim.decide(rejection=Rejection("QuotaExceeded", "exceeded quota", sim.mono))
+        if look < restarts:
+            sim.restart_operator()
+        sim.tick(1.0)
+    assert sim.status.rendezvous.generation == 1 and sim.created == 2
+    assert sim.status.restarts.total == 1 and len(sim.status.restarts.recent) == 1
+    sim.settle()
+    assert sim.status.restarts.total == 1 and len(sim.running()) == 2
+
+
+def test_a_worker_that_ended_early_is_counted_once_while_it_cannot_be_replaced_for_long() -> None:
+    sim = running(3, 1, maxRestarts=100, window="60s")
+    sim.delete_pod(uid_of(sim, 2))
+    sim.settle(rounds=1)
+    early = next(w for w in sim.workers.values() if w.index == 2)
+    sim._drop(early.uid)
+    sim.workers[early.uid] = replace(early, phase=Phase.FAILED, exit_code=1, ended=sim.wall)
+    for step in range(20, 24):
+        refused = Rejection("QuotaExceeded", "exceeded quota", sim.mono)
+        sim.step(step)
+        sim.decide(rejection=refused)
+        sim.end_ranks(uid_of(sim, 0))
+        sim.decide(rejection=refused)
+        for uid in list(sim.agents):
+            sim.deliver(uid)
+            sim.start_ranks(uid)
+        sim.tick(61.0)
+    assert sim.events.count("WorkerFailed") == 1
+    assert (sim.status.restarts.pod, sim.status.restarts.process) == (2, 4), "the deleted pod, and the one that ended early"
+
+
+def test_a_worker_that_is_evicted_before_it_joins_is_replaced_and_costs_nothing() -> None:
+    sim = Simulation(1, recovery={"maxRestarts": 0})
+    sim.decide()
+    uid = next(iter(sim.workers))
+    sim.workers[uid] = replace(sim.workers[uid], phase=Phase.FAILED, evicted="Evicted")
+    sim.settle()
+    assert len(sim.running()) == 1 and sim.status.restarts.total == 0
+
+
+def test_workers_that_never_joined_do_not_delay_the_next_generation_of_the_others() -> None:
+    sim = running(3, 1, maxRestarts=100)
+    sim.delete_pod(uid_of(sim, 2))
+    for _ in range(300):
+        sim.decide()
+        for uid, worker in list(sim.workers.items()):
+            if worker.phase is Phase.PENDING:
+                sim.workers[uid] = replace(worker, phase=Phase.FAILED, exit_code=1, ended=sim.wall)
+        for uid in list(sim.agents):
+            sim.deliver(uid)
+            sim.start_ranks(uid)
+        sim.tick(0.1)
+    number = sim.status.rendezvous.generation
+    sim.end_ranks(uid_of(sim, 0))
+    sim.decide()
+    assert sim.status.rendezvous.generation == number + 1

@@ -2,8 +2,8 @@
 
 import pytest
 
+from lepton_operator.decision.policies import retry_delay, verdict, within_window
 from lepton_operator.job import Recovery
-from lepton_operator.policies import retry_delay, verdict, within_window
 from lepton_operator.status import Incident, MicroTime
 
 WALL = 1_700_000_000.0

@@ -6,8 +6,8 @@ import pytest
 
 from lepton_operator import conditions
 from lepton_operator.conditions import Condition, with_condition
-from lepton_operator.plan import Rejection
-from lepton_operator.view import duration, loss_text, rate
+from lepton_operator.decision.plan import Rejection
+from lepton_operator.decision.view import duration, loss_text, rate
 from lepton_operator.worker import Phase
 from simulation import Simulation
 

@@ -4,6 +4,7 @@ It kills and reaps; whether an end is a failure, and what follows from it, the s
 """
 
 import asyncio
+import errno
 import mmap
 import os
 import socket
@@ -165,7 +166,9 @@ def log_file(rank: Rank) -> Path:
 def cannot_start(settings: Settings, rank: int, local_rank: int, error: OSError) -> ProcessExit:
     """The exit of a rank whose command could not be executed, with what to do about it."""
     program = settings.command[0]
-    if error.errno == 13 or error.errno == 8:
+    if error.errno not in (errno.ENOENT, errno.EACCES, errno.ENOEXEC):
+        code, text = 126, f"{program!r} cannot be started: {error.strerror}"
+    elif error.errno != errno.ENOENT:
         code, text = (
             126,
             f"{program!r} cannot be executed ({error.strerror}): make it executable, or name its interpreter in trainer.command",

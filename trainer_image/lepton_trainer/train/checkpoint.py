@@ -113,7 +113,7 @@ class Checkpointer:
         folder = self.storage.fetch(point.path, list(manifest["files"]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            load(tensors, storage_reader=FileSystemReader(folder), process_group=self.group, no_dist=not self.distributed)
+            load(tensors, storage_reader=FileSystemReader(folder), process_group=self.group)
         self.storage.release(point.path)
         self.last = point
         if self.rank == 0:
@@ -278,7 +278,7 @@ class Checkpointer:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     writer = FileSystemWriter(folder, sync_files=True)
-                    save(state, storage_writer=writer, process_group=self.group, no_dist=not self.distributed)
+                    save(state, storage_writer=writer, process_group=self.group)
                 for file in sorted(folder.glob(f"__{self.rank}_*")) + ([folder / ".metadata"] if self.rank == 0 else []):
                     files[file.name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
                 self.storage.publish(point.path, list(files))

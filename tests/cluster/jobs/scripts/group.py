@@ -52,6 +52,8 @@ def main():
         assert sums[0] == sum(range(step * BATCH, (step + 1) * BATCH)), "the group disagrees about the batch"
         step += 1
         report(step=step, loss=1 / step, samples=BATCH, total_steps=TOTAL_STEPS)
+        if rank == 0:
+            print(f"step {step} loss {1 / step}", flush=True)
         if sums[1] or should_stop():
             if rank == 0:
                 save(folder, step)
