@@ -2,9 +2,9 @@
 
     PYTHONPATH=.:operator:trainer_image:tests python bench/apicalls.py
 
-Needs `make cluster-up`. Writes are counted in its audit log, by who made them; Lease and progress are told apart. The hundred
-jobs are for fake nodes (kwok): their pods are scheduled, and run on paper. The bare client creates the same 800 pods with 32 requests in flight
-and nothing else to do, in turns, in the same run; the operator does it in the cluster, at its default rate limit.
+Needs `make cluster-up`. Writes are counted in the API server's audit log, by who made them; Lease and progress are told apart.
+The hundred jobs are for fake nodes (kwok): their pods are scheduled, and run on paper. The bare client creates the same 800 pods with
+32 requests in flight and nothing else to do, in turns, in the same run; the operator does it in the cluster, at its default rate limit.
 """
 
 import argparse

@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import ssl
-import statistics
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ for folder in ("", "operator", "trainer_image", "tests"):
     if str(ROOT / folder) not in sys.path:
         sys.path.append(str(ROOT / folder))
 
-from bench import machine  # noqa: E402
+from bench import figures, machine  # noqa: E402
 from lepton_operator import clock  # noqa: E402
 from lepton_operator.coordinator import link as link_module  # noqa: E402
 from lepton_operator.coordinator.link import CoordinatorLink  # noqa: E402
@@ -247,14 +246,7 @@ class Bench:
 
 
 def summary(seconds: list[float]) -> dict[str, Any]:
-    cuts = statistics.quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else seconds * 19
-    return {
-        "n": len(seconds),
-        "p50": round(statistics.median(seconds), 4),
-        "p95": round(cuts[18], 4),
-        "max": round(max(seconds), 4),
-        "seconds": [round(value, 4) for value in seconds],
-    }
+    return {**figures.summary(seconds), "seconds": [round(value, 4) for value in seconds]}
 
 
 def spent(before: dict[str, float], after: dict[str, float], rounds: int) -> dict[str, float]:
@@ -307,10 +299,9 @@ def main() -> None:
         return
     about = machine.facts()
     result = {"machine": about, **uvloop.run(measure(given.agents, given.rounds, given.restarts))}
-    text = json.dumps(result, indent=2) + "\n"
     if given.out:
-        given.out.write_text(text)
-    print(text, end="")
+        figures.save("coordinator", result, given.out)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def regroup(draft: Draft) -> None:
     why = _due(draft)
     if not why:
         return
-    members = draft.candidates()
+    members = _ready(draft)
     if len(members) < draft.job.workers.min_replicas:
         draft.holding = f"{len(members)} of at least {draft.job.workers.min_replicas} workers have joined"
         return
@@ -39,6 +39,16 @@ def regroup(draft: Draft) -> None:
         draft.wait(delay)
         return
     _form(draft, members, why)
+
+
+def _ready(draft: Draft) -> list[Agent]:
+    """Who can be a member; newcomers that still import are left for later, where the group can go on without them."""
+    found, group = draft.candidates(), draft.memory.group
+    if group is None:
+        return found
+    members = {(m.uid, m.boot) for m in group.members}
+    warm = [a for a in found if not a.state.warming or (a.uid, a.boot) in members]
+    return warm if len(warm) >= draft.job.workers.min_replicas else found
 
 
 def _due(draft: Draft) -> str:

@@ -26,9 +26,13 @@ def test_the_environment_is_torchruns_and_leptons_and_the_users(trainings: Train
     """B02: one entry for each name, the user's value wins, and what is ours to set is told."""
     trainings.kubectl.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"FROM_MAP": "yes"}})
     wanted = {"PYTHONUNBUFFERED": "0", "OMP_NUM_THREADS": "3", "NCCL_DEBUG": "WARN"}
-    env = [COLD, *({"name": name, "value": value} for name, value in {**wanted, "RANK": "7"}.items())]
+    env = [COLD, *({"name": name, "value": value} for name, value in wanted.items())]
+    ours = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "RANK", "value": "7"}]}]}}
     job = trainings.plain(
-        "env", SHOW, replicas=2, trainer={"args": ["--flag", "a b"], "env": env, "envFrom": [{"configMapRef": {"name": "settings"}}]}
+        "env",
+        SHOW,
+        trainer={"args": ["--flag", "a b"], "env": env, "envFrom": [{"configMapRef": {"name": "settings"}}]},
+        workers={"replicas": 2, "template": ours},
     )
     assert job.wait("Finished")["state"] == "Complete"
     for index, pod in enumerate(job.pods()):
@@ -143,3 +147,32 @@ def test_the_template_and_the_other_fields_reach_the_pod(trainings: Trainings) -
     service = job.kubectl.get("service", job.name)
     assert service["spec"]["clusterIP"] == "None"
     assert service["metadata"]["ownerReferences"][0]["uid"] == job.body()["metadata"]["uid"]
+
+
+def test_a_script_that_always_dies_runs_as_often_as_its_budget_allows(trainings: Trainings) -> None:
+    """B11: however fast it dies, each time counts."""
+    script = "import os, signal; print('RUN', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    job = trainings.plain("dies", script, recovery={"maxRestarts": 2})
+    status = job.wait("Finished")
+    assert (status["state"], status["reason"], status["restarts"]["total"]) == ("Failed", "RestartBudgetExceeded", 3)
+    assert status["lastFailure"]["signal"] == 9 and "SIGKILL" in status["message"]
+    (pod,) = job.pods()
+    assert job.logs(pod["metadata"]["name"]).count("RUN") == 3, "in the same pod"
+
+
+def test_output_that_is_no_text_ends_no_run_and_reaches_the_status_readably(trainings: Trainings) -> None:
+    """B25: Latin-1, NUL, escape codes and a glyph that a limit cuts."""
+    noise = (
+        "import sys\n"
+        "sys.stdout.buffer.write(b'caf\\xe9 \\x00 \\x1b[31mred\\x1b[0m\\n' + '\\u00e4'.encode() * 1500 + b'\\n')\n"
+        "sys.stdout.flush()\n"
+        "sys.exit({})"
+    )
+    good = trainings.plain("noise-good", noise.format(0))
+    bad = trainings.plain("noise-bad", noise.format(3), recovery={"maxRestarts": 0})
+    assert good.wait("Finished")["state"] == "Complete"
+    status = bad.wait("Finished")
+    assert (status["state"], status["lastFailure"]["exitCode"]) == ("Failed", 3)
+    tail = status["lastFailure"]["logTail"]
+    assert tail.endswith("ä\n") or tail.endswith("ä")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", tail) and len(tail.encode()) <= 2048
