@@ -53,6 +53,10 @@ cluster-status: ## what runs of it
 demo: ## all of it on a real cluster: a job that loses worker 0 in the middle and goes on
 	@$(PYTHON) -m demo.on_cluster
 
+.PHONY: demo-local
+demo-local: setup ## the same on this machine alone, without a cluster or root, in under a minute
+	@$(BIN)/python -m demo.local
+
 images: ## builds both images and brings them into the cluster
 	@$(PYTHON) -m cluster images
 

@@ -25,6 +25,7 @@ SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 CONFLICT_SECONDS = 0.01
 LOOK_AGAIN_SECONDS = 0.05
 """After a status write the plan is asked once more: what it waits for next is counted from the write."""
+INVALID = "InvalidSpec"
 REJECTED_STATUS_SECONDS = 30.0
 BLIND_WINDOW_SECONDS = 1.0
 BLIND_DROPS, BLIND_JOBS = 5, 2
@@ -112,18 +113,7 @@ class Reconciler:
     async def reconcile(self, key: str) -> float | None:
         """Looks at one job and does what is due. Returns the seconds until it must be looked at again, None for: when something changes."""
         try:
-            job = self._substrate.job(key)
-        except JobError as error:
-            log.warning("cannot be served: %s", error, extra={"job": key})
-            return None
-        if job is None or job.deleting:
-            self.forget(key)
-            return None
-        entry = self._entries.get(key)
-        if entry is None or entry.uid != job.uid:
-            entry = self._entries[key] = _Entry(job.uid)
-        try:
-            return await self._step(key, job, entry)
+            return await self._look(key)
         except Conflict:
             return CONFLICT_SECONDS
         except Gone:
@@ -131,6 +121,42 @@ class Reconciler:
         except Unavailable as error:
             log.warning("the API is unavailable: %s", error, extra={"job": key})
             return error.retry_after
+
+    async def _look(self, key: str) -> float | None:
+        try:
+            job = self._substrate.job(key)
+        except JobError as error:
+            await self._refuse(key, error)
+            return None
+        if job is None or job.deleting:
+            self.forget(key)
+            return None
+        entry = self._entries.get(key)
+        if entry is None or entry.uid != job.uid:
+            entry = self._entries[key] = _Entry(job.uid)
+        return await self._step(key, job, entry)
+
+    async def _refuse(self, key: str, error: JobError) -> None:
+        """A job that cannot be read gets a condition and an event, once; what it runs already is left alone."""
+        job = error.stub
+        if job is None or job.deleting:
+            return
+        observed = read_status(job.status)
+        if observed.manager not in ("", self._manager):
+            return
+        condition = conditions.Condition(conditions.ACCEPTED, False, INVALID, str(error), self._clock().wall, job.generation)
+        known = conditions.with_condition(observed.conditions, condition)
+        if known == observed.conditions:
+            return
+        log.warning("cannot be served: %s", error, extra={"job": key})
+        state = observed.state or "Pending"
+        status = replace(observed, conditions=known, manager=self._manager, state=state, reason=INVALID, message=str(error))
+        try:
+            await self._substrate.write_status(job, status.to_json())
+        except Rejected as refusal:
+            log.error("status refused: %s", refusal.message, extra={"job": key})
+            return
+        self._tell(job, Event("Warning", INVALID, str(error)))
 
     async def _step(self, key: str, job: Job, entry: _Entry) -> float | None:
         world = World(

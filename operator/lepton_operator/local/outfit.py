@@ -46,6 +46,7 @@ def outfit(run: RunDirectory, manifest: Manifest, job: Job, name: str, uid: str,
     values = {**os.environ, "PYTHONUNBUFFERED": "1", **user}
     values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{values.get('PATH', os.defpath)}"
     values["PYTHONPATH"] = os.pathsep.join(filter(None, [values.get("PYTHONPATH", ""), str(TRAINER_ROOT)]))
+    values.setdefault("OMP_NUM_THREADS", str(_threads(job)))
     values |= _own(run, job, name, uid, index) | _devices(job, index)
     if checkpoints is not None:
         values[names.CHECKPOINT_DIR] = str(checkpoints)
@@ -120,6 +121,11 @@ def _own(run: RunDirectory, job: Job, name: str, uid: str, index: int) -> dict[s
         patterns: list[dict[str, Any]] = [{"name": entry.name, "pattern": entry.pattern} for entry in job.from_logs]
         own[names.LOG_PATTERNS] = json.dumps(patterns)
     return own
+
+
+def _threads(job: Job) -> int:
+    """Of one rank: workers that share a machine share its cores, and more threads than cores wait for each other."""
+    return max(1, len(os.sched_getaffinity(0)) // (job.workers.replicas * job.workers.procs))
 
 
 def _devices(job: Job, index: int) -> dict[str, str]:

@@ -150,6 +150,10 @@ class LocalRun:
             await self._link.stop()
             self._screen.end()
 
+    def agents(self) -> list[Agent]:
+        """What is known of the job's agents now."""
+        return self._link.agents(self.key)
+
     async def _serve(self, reconciler: Reconciler, interrupts: Interrupts) -> Status | None:
         """The final status, or None when interrupted."""
 
@@ -180,7 +184,7 @@ class LocalRun:
         while True:
             body = self._run.read()
             status = read_status(body["status"]) if body is not None else Status()
-            self._screen.show(status, self._link.agents(self.key))
+            self._screen.show(status, self.agents())
             if conditions.is_true(status.conditions, conditions.FINISHED):
                 return status
             await asyncio.sleep(SHOW_SECONDS)
@@ -214,10 +218,10 @@ class LocalRun:
     async def _end_gently(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + END_SECONDS
-        running = [agent for agent in self._link.agents(self.key) if agent.connected and agent.state.phase == messages.RUNNING]
+        running = [agent for agent in self.agents() if agent.connected and agent.state.phase == messages.RUNNING]
         if running and all(agent.state.can_stop for agent in running):
             self._coordinator.stop_together()
-            while any(a.connected and a.state.phase == messages.RUNNING for a in self._link.agents(self.key)):
+            while any(a.connected and a.state.phase == messages.RUNNING for a in self.agents()):
                 if loop.time() > deadline:
                     break
                 await asyncio.sleep(0.02)

@@ -74,7 +74,12 @@ class ClusterSubstrate:
         options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = max(0, int(grace_seconds))
-        body = await self._api.request("delete", "pods", f"/api/v1/namespaces/{job.namespace}/pods/{worker.name}", body=options)
+        path = f"/api/v1/namespaces/{job.namespace}/pods/{worker.name}"
+        try:
+            body = await self._api.request("delete", "pods", path, body=options)
+        except Conflict:
+            await self._read_again(PODS, "pods", path)
+            raise
         if body.get("kind") != "Pod":
             return
         if (body.get("metadata") or {}).get("deletionTimestamp"):
@@ -85,8 +90,20 @@ class ClusterSubstrate:
     async def write_status(self, job: Job, status: dict[str, Any]) -> None:
         metadata = {"name": job.name, "namespace": job.namespace, "uid": job.uid, "resourceVersion": job.resource_version}
         body = {"apiVersion": c.API_VERSION, "kind": c.KIND, "metadata": metadata, "status": status}
-        path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.PLURAL}/{job.name}/status"
-        self._cache.apply(JOBS, await self._api.request("update", "leptontrainingjobs/status", path, body=body))
+        path = f"/apis/{c.API_VERSION}/namespaces/{job.namespace}/{c.PLURAL}/{job.name}"
+        try:
+            written = await self._api.request("update", f"{c.PLURAL}/status", f"{path}/status", body=body)
+        except Conflict:
+            await self._read_again(JOBS, c.PLURAL, path)
+            raise
+        self._cache.apply(JOBS, written)
+
+    async def _read_again(self, kind: str, resource: str, path: str) -> None:
+        """After a 409: one GET, so that the next plan does not lose against a watch that is late."""
+        try:
+            self._cache.apply(kind, await self._api.request("get", resource, path))
+        except (Gone, Rejected, Unavailable) as error:
+            log.debug("%s could not be read again: %s", path, error)
 
     async def ensure_service(self, job: Job) -> None:
         now = time.monotonic()

@@ -150,6 +150,19 @@ async def test_a_status_that_lost_the_race_is_no_failure(fake, substrate, answer
         await substrate.write_status(job(), {})
 
 
+async def test_after_a_conflict_the_newest_is_known_before_the_next_plan(fake, substrate, cache):
+    cache.apply(JOBS, job_body(version=100))
+    cache.apply(PODS, pod_body(version=200))
+    fake.answers = [status(409, "Conflict", "modified"), (200, job_body(version=105))]
+    with pytest.raises(Conflict):
+        await substrate.write_status(cache.job("team/digits"), {})
+    assert cache.job("team/digits").resource_version == "105"
+    fake.answers = [status(409, "Conflict", "modified"), (200, pod_body(version=207))]
+    with pytest.raises(Conflict):
+        await substrate.delete_worker(job(), cache.workers("job-1")[0], 0)
+    assert cache.workers("job-1")[0].resource_version == "207"
+
+
 async def test_a_delete_carries_uid_and_version_and_its_answer_enters_the_cache(fake, substrate, cache):
     cache.apply(PODS, pod_body(version=200))
     going = pod_body(version=201)
