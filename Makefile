@@ -15,7 +15,7 @@ $(VENV)/.installed: requirements/dev.lock pyproject.toml
 	@echo "== installing the locked dependencies into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q "$$(grep -oE '^uv==[0-9.]+' requirements/dev.lock)"
-	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(BIN)/uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.lock
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 
