@@ -13,7 +13,6 @@ from kube import Kubectl, Object, eventually
 CHECKOUT = Path(__file__).parents[1]
 CHART = CHECKOUT / "charts" / "lepton-operator"
 CRD = "leptontrainingjobs.training.lepton.ai"
-RELEASE = "lepton"
 
 
 @dataclass
@@ -25,15 +24,21 @@ class Installation:
     images: dict[str, str]
     watched: tuple[str, ...] = ()
     replicas: int = 1
+    release: str = "lepton"
 
     @property
     def kubectl(self) -> Kubectl:
         return Kubectl(self.kubeconfig, self.namespace)
 
     @property
+    def deployment(self) -> str:
+        """Helm's way: the chart's name is added where the release's does not hold it."""
+        return self.release if "lepton" in self.release else f"{self.release}-lepton"
+
+    @property
     def manager(self) -> str:
         """What it claims jobs with."""
-        return f"{self.namespace}/{RELEASE}"
+        return f"{self.namespace}/{self.release}"
 
     def helm(self, *arguments: str) -> str:
         command = [str(gotools.tool("helm")), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *arguments]
@@ -50,11 +55,11 @@ class Installation:
         scope = ["--set", f"watchNamespaces={{{','.join(self.watched)}}}"] if self.watched else ["--take-ownership"]
         names = ["--set", f"image.operator={self.images['operator']},image.trainer={self.images['trainer']},replicas={self.replicas}"]
         scraped = ["--set-string", r"podAnnotations.prometheus\.io/scrape=true,podAnnotations.prometheus\.io/port=8080"]
-        self.helm("install", RELEASE, str(CHART), *names, *scope, *scraped, "--create-namespace", "--wait", "--timeout=90s")
+        self.helm("install", self.release, str(CHART), *names, *scope, *scraped, "--create-namespace", "--wait", "--timeout=90s")
         eventually(self.leader, 30)
 
     def uninstall(self) -> None:
-        self.helm("uninstall", RELEASE, "--wait", "--timeout=60s")
+        self.helm("uninstall", self.release, "--wait", "--timeout=60s")
 
     def pods(self) -> list[Object]:
         """The operator's pods that are not on their way out."""
@@ -62,7 +67,7 @@ class Installation:
         return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
 
     def lease(self) -> Object:
-        found = self.kubectl.run("get", "lease", f"{RELEASE}.training.lepton.ai", "-o", "json")
+        found = self.kubectl.run("get", "lease", f"{self.release}.training.lepton.ai", "-o", "json")
         spec: Object = json.loads(found.stdout)["spec"] if found.returncode == 0 else {}
         return spec
 
@@ -86,7 +91,7 @@ class Installation:
 
     def scale(self, replicas: int) -> None:
         """Brings the Deployment to so many replicas, and waits until they are Ready (or gone)."""
-        self.kubectl("scale", f"deployment/{RELEASE}", f"--replicas={replicas}")
+        self.kubectl("scale", f"deployment/{self.deployment}", f"--replicas={replicas}")
         if replicas:
             self.ready(replicas)
         else:
@@ -97,7 +102,7 @@ class Installation:
         wanted = self.replicas if replicas is None else replicas
 
         def all_ready() -> bool:
-            status: dict[str, Any] = self.kubectl.get("deployment", RELEASE)["status"]
+            status: dict[str, Any] = self.kubectl.get("deployment", self.deployment)["status"]
             return status.get("readyReplicas", 0) == wanted and len(self.pods()) == wanted
 
         eventually(all_ready, 90)

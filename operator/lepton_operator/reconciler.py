@@ -14,7 +14,7 @@ from lepton_operator import conditions
 from lepton_operator.decision import goodput
 from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.job import Job, JobError
-from lepton_operator.status import Status, read_status
+from lepton_operator.status import VIEWS, Status, read_status
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
 
@@ -25,6 +25,7 @@ SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 CONFLICT_SECONDS = 0.01
 LOOK_AGAIN_SECONDS = 0.05
 """After a status write the plan is asked once more: what it waits for next is counted from the write."""
+INVALID = "InvalidSpec"
 REJECTED_STATUS_SECONDS = 30.0
 BLIND_WINDOW_SECONDS = 1.0
 BLIND_DROPS, BLIND_JOBS = 5, 2
@@ -92,6 +93,7 @@ class Reconciler:
         self._on_finished = on_finished
         self._entries: dict[str, _Entry] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._plain: set[str] = set()  # jobs whose whole status was refused
         self._missed: frozenset[tuple[str, str]] = frozenset()  # (job, worker UID): who dropped when all did
         self.leading_since = clock().mono
 
@@ -103,6 +105,7 @@ class Reconciler:
 
     def forget(self, key: str) -> None:
         self._entries.pop(key, None)
+        self._plain.discard(key)
         self._coordinator.drop_group(key)
 
     def summaries(self) -> Mapping[str, JobSummary]:
@@ -112,18 +115,7 @@ class Reconciler:
     async def reconcile(self, key: str) -> float | None:
         """Looks at one job and does what is due. Returns the seconds until it must be looked at again, None for: when something changes."""
         try:
-            job = self._substrate.job(key)
-        except JobError as error:
-            log.warning("cannot be served: %s", error, extra={"job": key})
-            return None
-        if job is None or job.deleting:
-            self.forget(key)
-            return None
-        entry = self._entries.get(key)
-        if entry is None or entry.uid != job.uid:
-            entry = self._entries[key] = _Entry(job.uid)
-        try:
-            return await self._step(key, job, entry)
+            return await self._look(key)
         except Conflict:
             return CONFLICT_SECONDS
         except Gone:
@@ -131,6 +123,42 @@ class Reconciler:
         except Unavailable as error:
             log.warning("the API is unavailable: %s", error, extra={"job": key})
             return error.retry_after
+
+    async def _look(self, key: str) -> float | None:
+        try:
+            job = self._substrate.job(key)
+        except JobError as error:
+            await self._refuse(key, error)
+            return None
+        if job is None or job.deleting:
+            self.forget(key)
+            return None
+        entry = self._entries.get(key)
+        if entry is None or entry.uid != job.uid:
+            entry = self._entries[key] = _Entry(job.uid)
+        return await self._step(key, job, entry)
+
+    async def _refuse(self, key: str, error: JobError) -> None:
+        """A job that cannot be read gets a condition and an event, once; what it runs already is left alone."""
+        job = error.stub
+        if job is None or job.deleting:
+            return
+        observed = read_status(job.status)
+        if observed.manager not in ("", self._manager):
+            return
+        condition = conditions.Condition(conditions.ACCEPTED, False, INVALID, str(error), self._clock().wall, job.generation)
+        known = conditions.with_condition(observed.conditions, condition)
+        if known == observed.conditions:
+            return
+        log.warning("cannot be served: %s", error, extra={"job": key})
+        state = observed.state or "Pending"
+        status = replace(observed, conditions=known, manager=self._manager, state=state, reason=INVALID, message=str(error))
+        try:
+            await self._substrate.write_status(job, status.to_json())
+        except Rejected as refusal:
+            log.error("status refused: %s", refusal.message, extra={"job": key})
+            return
+        self._tell(job, Event("Warning", INVALID, str(error)))
 
     async def _step(self, key: str, job: Job, entry: _Entry) -> float | None:
         world = World(
@@ -148,7 +176,7 @@ class Reconciler:
         decided = plan(world, entry.memory, self._clock())
         if decided.status is not None:
             try:
-                await self._substrate.write_status(job, decided.status.to_json())
+                await self._write(job, decided.status)
             except Rejected as error:
                 log.error("status refused: %s", error.message, extra={"job": key})
                 return REJECTED_STATUS_SECONDS
@@ -168,6 +196,17 @@ class Reconciler:
         await self._act(job, entry, decided)
         self._forget_ended(key, world)
         return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
+
+    async def _write(self, job: Job, status: Status) -> None:
+        """A CRD of another version may not know what is only shown; what decides must be written all the same."""
+        if job.key not in self._plain:
+            try:
+                await self._substrate.write_status(job, status.to_json())
+                return
+            except Rejected as error:
+                log.error("the CRD is of another version, status is written without views: %s", error.message, extra={"job": job.key})
+        await self._substrate.write_status(job, {part: value for part, value in status.to_json().items() if part not in VIEWS})
+        self._plain.add(job.key)
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
         if job.intra_job_communication and not entry.service:

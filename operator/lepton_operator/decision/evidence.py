@@ -222,7 +222,9 @@ def _closed(j: Judgement, facts: Facts, now: Clock, peers: _Peers) -> Judgement:
     if peers.failed and age >= PEER_FAILED_SECONDS:
         return lost
     still = age if peers.stopped_for is None else min(age, peers.stopped_for)
-    return lost if age >= SUSPECT_SECONDS and still >= peers.usual else j
+    # The word of a step takes its time, too: of a fast group the last one heard of is often older than a step.
+    overdue = peers.usual + (SUSPECT_SECONDS if j.worker.node_ready else 0.0)
+    return lost if age >= SUSPECT_SECONDS and still >= overdue else j
 
 
 def _not_back(j: Judgement, facts: Facts, now: Clock, peers: _Peers) -> Judgement:

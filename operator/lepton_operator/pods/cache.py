@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lepton_operator.job import Job, JobError, read_job
+from lepton_operator.job import Job, JobError, read_job, read_stub
 from lepton_operator.pods.projection import Pod, read_node_ready, read_pod
 from lepton_operator.worker import Phase, Worker
 
@@ -52,7 +52,7 @@ class Cache:
         namespace, _, name = key.partition("/")
         entry = self._objects[JOBS].get((namespace, name))
         if entry is not None and isinstance(entry.value, JobError):
-            raise JobError(*entry.value.args)
+            raise JobError(str(entry.value), entry.value.stub)
         return entry.value if entry else None
 
     def job_uid(self, key: str) -> str:
@@ -183,9 +183,10 @@ def _project(kind: str, body: Json) -> Any:
         return read_pod(body)
     if kind == NODES:
         return read_node_ready(body)
+    slim = {**body, "metadata": {k: v for k, v in (body.get("metadata") or {}).items() if k != "managedFields"}}
     try:
-        return read_job({**body, "metadata": {k: v for k, v in (body.get("metadata") or {}).items() if k != "managedFields"}})
+        return read_job(slim)
     except JobError as error:
-        return error
+        return JobError(str(error), read_stub(slim))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        return JobError(f"the job cannot be read: {type(error).__name__}: {error}")
+        return JobError(f"the job cannot be read: {type(error).__name__}: {error}", read_stub(slim))

@@ -26,9 +26,13 @@ def test_the_environment_is_torchruns_and_leptons_and_the_users(trainings: Train
     """B02: one entry for each name, the user's value wins, and what is ours to set is told."""
     trainings.kubectl.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"FROM_MAP": "yes"}})
     wanted = {"PYTHONUNBUFFERED": "0", "OMP_NUM_THREADS": "3", "NCCL_DEBUG": "WARN"}
-    env = [COLD, *({"name": name, "value": value} for name, value in {**wanted, "RANK": "7"}.items())]
+    env = [COLD, *({"name": name, "value": value} for name, value in wanted.items())]
+    ours = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "RANK", "value": "7"}]}]}}
     job = trainings.plain(
-        "env", SHOW, replicas=2, trainer={"args": ["--flag", "a b"], "env": env, "envFrom": [{"configMapRef": {"name": "settings"}}]}
+        "env",
+        SHOW,
+        trainer={"args": ["--flag", "a b"], "env": env, "envFrom": [{"configMapRef": {"name": "settings"}}]},
+        workers={"replicas": 2, "template": ours},
     )
     assert job.wait("Finished")["state"] == "Complete"
     for index, pod in enumerate(job.pods()):

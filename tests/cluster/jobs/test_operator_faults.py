@@ -156,7 +156,7 @@ def test_connections_cut_between_agents_and_coordinator_disturb_no_training(trai
 def test_a_second_installation_leaves_claimed_jobs_alone(operator: Installation, trainings: Trainings) -> None:
     job = trainings.group("claimed")
     before = job.steps_in_generation(1, 120)
-    other = Installation(operator.kubeconfig, f"{operator.namespace}-2", operator.images, (trainings.namespace,))
+    other = Installation(operator.kubeconfig, f"{operator.namespace}-2", operator.images, (trainings.namespace,), release="second-lepton")
     try:
         other.install()
         eventually(lambda: any("ClaimedByAnother" in line for line in other.log().splitlines()), 30)
@@ -167,5 +167,5 @@ def test_a_second_installation_leaves_claimed_jobs_alone(operator: Installation,
         told = [event for event in job.events() if event["reason"] == "ClaimedByAnother"]
         assert len(told) == 1 and operator.manager in told[0]["note"]
     finally:
-        other.helm("uninstall", "lepton", "--ignore-not-found")
+        other.helm("uninstall", other.release, "--ignore-not-found")
         Kubectl(operator.kubeconfig).run("delete", "namespace", other.namespace, "--wait=false")

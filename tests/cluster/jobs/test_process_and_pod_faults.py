@@ -24,7 +24,10 @@ def recovery_is_told(job: Training, status: Object) -> None:
     """The recovery is an event, and the steps made again are those of the ledger."""
     notes = [event["note"] for event in job.events() if event["reason"] == "Recovered"]
     assert notes and "stepped" in notes[0]
-    assert status["goodput"]["recoveries"] >= 1
+    goodput = status["goodput"]
+    assert goodput["recoveries"] >= 1
+    # The ledger knows a step from its beginning, the operator once it was made: one for each interruption may lie between.
+    assert 0 <= job.ledger().recomputed() - goodput["recomputedSteps"] <= goodput["recoveries"], (goodput, job.ledger().starts())
 
 
 def test_a_process_that_dies_costs_a_generation_and_no_pod(trainings: Trainings) -> None:
@@ -87,7 +90,7 @@ def test_worker_0_deleted_is_replaced_while_the_others_train_on(trainings: Train
     assert {index: job.agents()[index] for index in (1, 2)} == {index: before[index] for index in (1, 2)}
     only_one_pod_per_worker(job, 3)
     status = job.complete()
-    assert status["restarts"]["total"] == 0 or status["restarts"].get("recent", []) == []
+    assert status["restarts"].get("recent", []) == [], "deleting a pod costs no budget"
     assert [entry["reason"] for entry in status["history"]] in (
         ["FirstGroup", "WorkerLeaving", "Grown"],
         ["FirstGroup", "WorkerLost", "Grown"],

@@ -41,9 +41,15 @@ ROWS = [
     ("its connection was closed, and the group steps on", Team(agents={1: dropped(1, 60.0)}), SUSPECTED, False),
     (
         "its connection was closed, and a step is overdue",
-        Team(agents={0: agent(0, ago=0.3), 1: dropped(1, 0.3), 2: agent(2, ago=0.3)}),
+        Team(agents={0: agent(0, ago=0.6), 1: dropped(1, 0.6), 2: agent(2, ago=0.6)}),
         LOST,
         True,
+    ),
+    (
+        "its connection was closed, and the others' last word is a little older than a step",
+        Team(agents={0: agent(0, ago=0.3), 1: dropped(1, 5.0), 2: agent(2, ago=0.3)}),
+        SUSPECTED,
+        False,
     ),
     ("its connection was closed, and a peer failed", Team(agents={1: dropped(1, 0.16), 2: agent(2, phase=FAILED)}), LOST, True),
     (
