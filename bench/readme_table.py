@@ -109,8 +109,8 @@ def machines(results: dict[str, Json | None]) -> list[str]:
         )
         packages = ", ".join(f"{package} {about['packages'][package]}" for package in ("torch", "uvloop") if package in about["packages"])
         lines.append(
-            f"- {name} (`bench/results/{name}.json`): {about['time'][:10]}, {about['cpu']}, {about['cores']} cores, {about['memory_gib']:.0f} GiB, "
-            f"Python {about['python']}, {packages}, gloo{busy}"
+            f"- {name} (`bench/results/{name}.json`): {about['time'][:10]}, {about['cpu']}, {about['cores']} cores, "
+            f"{about['memory_gib']:.0f} GiB, Python {about['python']}, {packages}, gloo{busy}"
         )
     return lines
 
