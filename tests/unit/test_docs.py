@@ -23,21 +23,22 @@ LANGUAGES = {"sh", "yaml", "text", "console"}
 table = runpy.run_path(str(CHECKOUT / "bench" / "readme_table.py"))
 
 EXECUTED = {"lepton --help"}
+DEMO = "tests/local/test_demo.py::test_digits_lose_worker_0_in_the_middle_and_are_learnt_all_the_same"
 LOCAL = "tests/local/test_run.py::test_commands_show_and_change_a_running_job"
 DIGITS = "tests/cluster/jobs/test_happy_path.py::test_digits_is_trained_and_shown"
 DESCRIBED = "tests/unit/trainer/test_config.py::test_the_commands_describe_the_tasks"
 TRAINED = "tests/unit/trainer/test_loop.py::test_digits_are_learnt_and_everything_is_written_down"
+HELM_INSTALL = (
+    "helm install lepton charts/lepton-operator --namespace lepton-system --create-namespace --set image.registry=registry.example.com/team"
+)
 TESTED = {
     "lepton get digits": LOCAL,
     "lepton kill digits --worker 0": LOCAL,
     "lepton scale digits --replicas 3": LOCAL,
     "lepton describe digits": LOCAL,
-    "lepton run examples/digits.yaml --local": "tests/local/test_demo.py::test_digits_lose_worker_0_in_the_middle_and_are_learnt_all_the_same",
+    "lepton run examples/digits.yaml --local": DEMO,
     "make push REGISTRY=registry.example.com/team": "tests/cluster/test_cluster.py::test_an_image_is_pushed_to_a_registry_over_http",
-    (
-        "helm install lepton charts/lepton-operator --namespace lepton-system --create-namespace"
-        " --set image.registry=registry.example.com/team"
-    ): ("tests/cluster/test_install.py::test_restricted_pod_security_lets_both_replicas_in"),
+    HELM_INSTALL: "tests/cluster/test_install.py::test_restricted_pod_security_lets_both_replicas_in",
     "kubectl apply -f examples/digits.yaml": DIGITS,
     "kubectl get ltj -w": DIGITS,
     "kubectl get ltj NAME -o jsonpath='{.status.lastFailure.message}'": (
