@@ -99,7 +99,8 @@ def judge(generation: Generation, facts: Facts, now: Clock) -> tuple[Judgement, 
         failed=any(j.verdict is Verdict.FAILED for j in first),
         stopped_for=_steps_stopped_for(connected, now),
         usual=usual_step_seconds(connected),
-        blind=facts.blind or not connected,
+        # Nobody connected, or nobody heard: then the fault is more likely between them and us.
+        blind=facts.blind or all(now.mono - agent.heard > SILENT_SECONDS for agent in connected),
     )
     doubtful = {Verdict.ALIVE: _silent, Verdict.SUSPECTED: _closed, Verdict.UNKNOWN: _not_back}
     return tuple(doubtful[j.verdict](j, facts, now, peers) if j.verdict in doubtful else j for j in first)

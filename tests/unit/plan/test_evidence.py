@@ -66,7 +66,11 @@ ROWS = [
     ),
     (
         "it never came back to a restarted coordinator",
-        Team({}, {0: agent(0, ago=11.0), 1: dropped(1, 12.0), 2: agent(2, ago=11.0)}, listening_since=NOW.mono - 11),
+        Team(
+            {},
+            {0: agent(0, stepped=NOW.mono - 11), 1: dropped(1, 12.0), 2: agent(2, stepped=NOW.mono - 11)},
+            listening_since=NOW.mono - 11,
+        ),
         LOST,
         True,
     ),
@@ -141,9 +145,19 @@ ROWS = [
     ),
     (
         "a new leader has not heard of it for long, and the group stopped",
-        Team(no_agent=(1,), agents={0: agent(0, ago=11), 2: agent(2, ago=11)}, leading_since=NOW.mono - 500),
+        Team(
+            no_agent=(1,),
+            agents={0: agent(0, stepped=NOW.mono - 11), 2: agent(2, stepped=NOW.mono - 11)},
+            leading_since=NOW.mono - 500,
+        ),
         LOST,
         True,
+    ),
+    (
+        "all connections are open, and nobody is heard",
+        Team(agents={i: agent(i, ago=60.0) for i in range(3)}),
+        SUSPECTED,
+        False,
     ),
 ]
 
