@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := requirements/operator.lock requirements/trainer.lock requirements/dev.lock
 
-.PHONY: help setup lock lint test test-unit cluster-up cluster-down cluster-status cluster-prepare images push demo
+.PHONY: help setup lock lint test test-unit proof cluster-up cluster-down cluster-status cluster-prepare images push demo
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -15,7 +15,7 @@ $(VENV)/.installed: requirements/dev.lock pyproject.toml
 	@echo "== installing the locked dependencies into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q "$$(grep -oE '^uv==[0-9.]+' requirements/dev.lock)"
-	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(BIN)/uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.lock
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 
@@ -37,6 +37,9 @@ test: setup ## everything, from a bare machine: lint, unit tests, local mode, th
 
 test-unit: setup ## the unit tests: under a minute, no cluster
 	@$(BIN)/python -m pytest -q tests/unit
+
+proof: setup ## the long proofs of the trainer: bars on real data, every layout, S3 (half an hour; what is missing is fetched)
+	@$(BIN)/python -m pytest -q tests/proof
 
 cluster-up: ## a Kubernetes: LEPTON_KUBECONFIG's, else kind, else one embedded in this machine (KWOK_NODES=n for more nodes)
 	@$(PYTHON) -m cluster up

@@ -14,7 +14,7 @@ from lepton_operator import conditions
 from lepton_operator.decision import goodput
 from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.job import Job, JobError
-from lepton_operator.status import Status, read_status
+from lepton_operator.status import VIEWS, Status, read_status
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
 
@@ -93,6 +93,7 @@ class Reconciler:
         self._on_finished = on_finished
         self._entries: dict[str, _Entry] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._plain: set[str] = set()  # jobs whose whole status was refused
         self._missed: frozenset[tuple[str, str]] = frozenset()  # (job, worker UID): who dropped when all did
         self.leading_since = clock().mono
 
@@ -104,6 +105,7 @@ class Reconciler:
 
     def forget(self, key: str) -> None:
         self._entries.pop(key, None)
+        self._plain.discard(key)
         self._coordinator.drop_group(key)
 
     def summaries(self) -> Mapping[str, JobSummary]:
@@ -174,7 +176,7 @@ class Reconciler:
         decided = plan(world, entry.memory, self._clock())
         if decided.status is not None:
             try:
-                await self._substrate.write_status(job, decided.status.to_json())
+                await self._write(job, decided.status)
             except Rejected as error:
                 log.error("status refused: %s", error.message, extra={"job": key})
                 return REJECTED_STATUS_SECONDS
@@ -194,6 +196,17 @@ class Reconciler:
         await self._act(job, entry, decided)
         self._forget_ended(key, world)
         return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
+
+    async def _write(self, job: Job, status: Status) -> None:
+        """A CRD of another version may not know what is only shown; what decides must be written all the same."""
+        if job.key not in self._plain:
+            try:
+                await self._substrate.write_status(job, status.to_json())
+                return
+            except Rejected as error:
+                log.error("the CRD is of another version, status is written without views: %s", error.message, extra={"job": job.key})
+        await self._substrate.write_status(job, {part: value for part, value in status.to_json().items() if part not in VIEWS})
+        self._plain.add(job.key)
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
         if job.intra_job_communication and not entry.service:

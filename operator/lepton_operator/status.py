@@ -163,6 +163,10 @@ class Status:
         return {key: value for key, value in plain.items() if value not in ({}, [], "", None)}
 
 
+VIEWS = ("progress", "checkpoint", "startup", "goodput")
+"""Parts that are only shown; no decision needs them."""
+
+
 def read_status(body: Json) -> Status:
     """The typed status of a job's JSON; unknown parts are ignored, absent ones are at their defaults."""
     known = {key: value for key, value in body.items() if key != "conditions"}

@@ -28,6 +28,7 @@ class Substrate:
         self.events: list[Event] = []
         self.faults: list[Exception] = []
         self.conflicts = 0
+        self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
 
     def job(self, key: str) -> Job | None:
         try:
@@ -49,6 +50,8 @@ class Substrate:
         del self.made[worker.name]
 
     async def write_status(self, job: Job, status: dict[str, Any]) -> None:
+        if self.unknown & set(status):
+            raise Rejected("Invalid", f"{self.unknown & set(status)}: Invalid value")
         if self.conflicts:
             self.conflicts -= 1
             raise Conflict("changed")
@@ -193,3 +196,13 @@ async def test_the_coordinator_suspects_itself_when_agents_of_several_jobs_drop_
     assert world.reconciler._blind() is blind
     world.coordinator.drops = []
     assert world.reconciler._blind() is blind, "until somebody is back"
+
+
+async def test_a_crd_of_another_version_that_refuses_a_view_stops_no_decision() -> None:
+    world = World()
+    world.substrate.unknown = {"startup", "goodput"}
+    await world.look(2)
+    world.coordinator.joined = True
+    await world.look(2)
+    assert read_status(world.substrate.body["status"]).rendezvous.generation == 1
+    assert not world.substrate.unknown & set(world.substrate.body["status"])

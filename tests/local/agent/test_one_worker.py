@@ -105,7 +105,11 @@ async def test_processes_in_sessions_of_their_own_do_not_outlive_the_generation(
     async with coordinator() as it, agents(tmp_path, it, command) as (agent,):
         await it.form(1, [0])
         await wait_for(lambda: len(agent.processes()) == 4)
-        it.order(0, generation=1, shutdown=m.REMOVED)
+        before = set(agent.processes()) - {agent.pid}
+        it.order(0, **it.members(2, [0])[0])
+        await it.until_phase(m.PREPARED, 0, generation=2)
+        assert not before & set(agent.processes())
+        it.order(0, generation=2, shutdown=m.REMOVED)
         assert await agent.ended() == 1
         assert not agent.processes()
 

@@ -68,6 +68,7 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     # How the work is divided, and for how long.
     memory = torch.cuda.get_device_properties(place.device).total_memory if place.device.type == "cuda" else 0
     layout = parallel.layout(config.parallelism, place.world, sum(p.numel() for p in model.parameters()), memory)
+    parallel.refuse_old_torch(layout, place)
     end = settings.steps * settings.global_batch if settings.steps else max(round(settings.epochs * task.size), 1)
     example, _ = task.test_batch(0, 1)
     micro_batch = pipeline.micro_batch(settings, layout) if layout.pipeline > 1 else settings.micro_batch

@@ -229,6 +229,22 @@ class Engine:
         return torch.autocast(self.place.device.type, self.autocast)
 
 
+def refuse_old_torch(chosen: Layout, place: Place) -> None:
+    """torch 2.6 has no FSDP2 on CPUs (its CPU stream cannot record events), and its pipeline schedules hang over gloo.
+
+    Raises:
+        UserError: the layout needs one of them.
+    """
+    if place.device.type == "cpu" and (chosen.sharded or chosen.pipeline > 1) and _release() < (2, 7):
+        what = f"torch {torch.__version__} can neither shard nor pipe on CPUs"
+        raise UserError(what, where="parallelism", instead="Write strategy ddp, or use a newer torch")
+
+
+def _release() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated parts of a model: what is compiled and sharded as one."""
     found = getattr(model, "blocks", None)
