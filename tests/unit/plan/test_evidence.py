@@ -41,13 +41,19 @@ ROWS = [
     ("its connection was closed, and the group steps on", Team(agents={1: dropped(1, 60.0)}), SUSPECTED, False),
     (
         "its connection was closed, and a step is overdue",
-        Team(agents={0: agent(0, ago=0.6), 1: dropped(1, 0.6), 2: agent(2, ago=0.6)}),
+        Team(agents={0: agent(0, stepped=NOW.mono - 0.6), 1: dropped(1, 0.6), 2: agent(2, stepped=NOW.mono - 0.6)}),
         LOST,
         True,
     ),
     (
-        "its connection was closed, and the others' last word is a little older than a step",
-        Team(agents={0: agent(0, ago=0.3), 1: dropped(1, 5.0), 2: agent(2, ago=0.3)}),
+        "its connection was closed, and the others' last word is older than a step",
+        Team(agents={0: agent(0, ago=0.9), 1: dropped(1, 5.0), 2: agent(2, ago=0.9)}),
+        SUSPECTED,
+        False,
+    ),
+    (
+        "its connection was closed, and the others' last step took a little longer than usual",
+        Team(agents={0: agent(0, stepped=NOW.mono - 0.3), 1: dropped(1, 5.0), 2: agent(2, stepped=NOW.mono - 0.3)}),
         SUSPECTED,
         False,
     ),
@@ -118,7 +124,10 @@ ROWS = [
     ),
     (
         "its node is not ready, and its connection was closed",
-        Team({1: worker(1, node_ready=False)}, {0: agent(0, ago=0.3), 1: dropped(1, 0.3), 2: agent(2, ago=0.3)}),
+        Team(
+            {1: worker(1, node_ready=False)},
+            {0: agent(0, stepped=NOW.mono - 0.4), 1: dropped(1, 0.4), 2: agent(2, stepped=NOW.mono - 0.4)},
+        ),
         LOST,
         False,
     ),
