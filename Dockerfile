@@ -35,7 +35,7 @@ RUN (python3 -m venv --system-site-packages /opt/lepton/venv || python3 -m venv 
  && python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'lepton.pth').write_text('/opt/lepton/app\n')" \
  && (grep -q '^lepton:' /etc/passwd || echo 'lepton:x:65532:65532::/home/lepton:/usr/sbin/nologin' >> /etc/passwd) \
  && install -d -o 65532 -g 65532 /home/lepton
-# A torch that was built without libuv (Debian's) refuses its own default store: then every Python here asks for the other one.
+# A torch built without libuv (Debian's) refuses its own default store: then every Python here asks for the other one.
 RUN python -c "from torch.distributed import TCPStore; TCPStore('localhost', 0, is_master=True, wait_for_workers=False)" 2> /dev/null \
  || echo 'import os; os.environ.setdefault("USE_LIBUV", "0")' > "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/libuv.pth"
 COPY trainer_image/lepton_trainer /opt/lepton/app/lepton_trainer/

@@ -15,7 +15,7 @@ $(VENV)/.installed: requirements/dev.lock pyproject.toml
 	@echo "== installing the locked dependencies into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q "$$(grep -oE '^uv==[0-9.]+' requirements/dev.lock)"
-	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(BIN)/uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.lock
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 
@@ -55,6 +55,10 @@ cluster-status: ## what runs of it
 
 demo: ## all of it on a real cluster: a job that loses worker 0 in the middle and goes on
 	@$(PYTHON) -m demo.on_cluster
+
+.PHONY: demo-local
+demo-local: setup ## the same on this machine alone, without a cluster or root, in under a minute
+	@$(BIN)/python -m demo.local
 
 images: ## builds both images and brings them into the cluster
 	@$(PYTHON) -m cluster images

@@ -34,9 +34,9 @@ for folder in ("", "operator", "trainer_image", "tests"):
 
 from bench import machine  # noqa: E402
 from lepton_operator import clock  # noqa: E402
-from lepton_operator.certificates import new_authority, write_leaf  # noqa: E402
 from lepton_operator.coordinator.link import CoordinatorLink  # noqa: E402
 from lepton_operator.coordinator.tls import TlsFiles  # noqa: E402
+from lepton_operator.pods.certificates import new_authority, write_leaf  # noqa: E402
 from lepton_operator.worker import GroupOrder, MemberOrder  # noqa: E402
 from lepton_trainer.protocol.messages import PREPARED, RUNNING, Order  # noqa: E402
 from lepton_trainer.protocol.names import TOKEN_AUDIENCE  # noqa: E402

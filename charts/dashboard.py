@@ -173,9 +173,9 @@ def build() -> str:
     return json.dumps(board.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 
-def queries() -> list[Query]:
+def queries(namespace: str = ".*", job_name: str = ".*") -> list[Query]:
     """(panel's title, PromQL) of every panel, Grafana's variables replaced by values that a Prometheus takes."""
-    values = {"$namespace": ".*", "$job_name": ".*", "$__rate_interval": "1m", "$__range": "1h"}
+    values = {"$namespace": namespace, "$job_name": job_name, "$__rate_interval": "1m", "$__range": "1h"}
     found = []
     for panel in json.loads(build())["panels"]:
         for target in panel.get("targets", ()):

@@ -4,7 +4,6 @@ Cluster, images, Helm, a job and its live table, a deletion in the middle, what 
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from cluster import gotools, images, prometheus, substrate
 from cluster.terminal import Refused, say, step
+from demo.digits import NotThere, accuracy, samples_lost
 
 CHECKOUT = Path(__file__).parents[1]
 NAMESPACE = "lepton-demo"
@@ -20,15 +20,13 @@ RELEASE, RELEASE_NAMESPACE = "lepton", "lepton-system"
 JOB = "digits"
 KILL_AT = 300
 """Steps into the training."""
-TRAINING_SAMPLES, GLOBAL_BATCH = 1797 - 360, 96
-"""As examples/digits.py has them."""
 Json = dict[str, Any]
 
 
 def main() -> int:
     try:
         return _demo()
-    except (Refused, subprocess.CalledProcessError) as error:
+    except (Refused, NotThere, subprocess.CalledProcessError) as error:
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
         say(f"\ndemo: {said}\nWithout a cluster: make demo-local")
         return 1
@@ -59,7 +57,7 @@ def _demo() -> int:
         goodput = _job()["status"]["goodput"]
         notes.append(f"seen {time.monotonic() - deleted:.1f} s after the deletion")
     say(f"     the others stepped again after   {goodput['meanRecoverySeconds']:.2f} s")
-    say(f"     samples lost                     {_lost()}")
+    say(f"     samples lost                     {samples_lost(_logs())}")
     say(f"     samples computed again           {goodput.get('recomputedSamples', 0)}")
     with step("the group is whole again, trains on, and ends", long=True):
         _watch(_finished, timeout=900)
@@ -71,8 +69,7 @@ def _demo() -> int:
         answers = _ask(metrics)
     for question, answer in answers:
         say(f"     {question:74} {answer}")
-    accuracy = next(line for line in _logs().splitlines()[::-1] if "held-out accuracy" in line)
-    say(f"\n{accuracy.partition('] ')[2] or accuracy}; {time.monotonic() - applied:.0f} s from apply to the end")
+    say(f"\n{accuracy(_logs())}; {time.monotonic() - applied:.0f} s from apply to the end")
     say(_NEXT.format(kubeconfig=substrate.kubeconfig(), namespace=NAMESPACE, url=metrics.url))
     return 0
 
@@ -117,16 +114,6 @@ def _watch(done: Any, timeout: float = 300) -> None:
 
 def _progress(job: Json) -> int:
     return int(job["status"].get("progress", {}).get("step", 0))
-
-
-def _lost() -> int:
-    """Samples that the steps before the resumption consumed, less those that the new generation counts as consumed."""
-    resumed = [match for match in re.finditer(r"resumed at step (\d+), sample (\d+)", _logs())]
-    if not resumed:
-        raise Refused("no worker said where it resumed")
-    step_, sample = map(int, resumed[-1].groups())
-    epochs, steps = divmod(step_, -(-TRAINING_SAMPLES // GLOBAL_BATCH))
-    return epochs * TRAINING_SAMPLES + steps * GLOBAL_BATCH - sample
 
 
 def _finished(job: Json) -> bool:

@@ -9,9 +9,8 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lepton_operator.evidence import Verdict  # noqa: F401  (re-exported for tests)
+from lepton_operator.decision.plan import Memory, Plan, Rejection, World, plan
 from lepton_operator.job import read_job
-from lepton_operator.plan import Memory, Plan, Rejection, World, plan
 from lepton_operator.status import Status, read_status
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 from lepton_trainer.protocol.messages import FAILED, IDLE, PREPARED, RUNNING, STOPPED, SUCCEEDED, ProcessExit, Progress, State
@@ -81,6 +80,8 @@ class Simulation:
         self.dead_agents: list[SimAgent] = []
         self.operators = [Operator("a"), Operator("b")]
         self.order: GroupOrder | None = None
+        self.older_orders: list[GroupOrder] = []
+        self.listening_since = 0.0
         self.published: dict[int, str] = {}  # number -> digest, over all operators
         self.violations: list[str] = []
         self.created = 0
@@ -108,7 +109,7 @@ class Simulation:
 
     # -- operators ---------------------------------------------------------------------------------------------------------------------
 
-    def decide(self, which: int = 0, *, stale: bool = False) -> Plan:
+    def decide(self, which: int = 0, *, stale: bool = False, **world_changes: Any) -> Plan:
         """One look of an operator: plan, conditional write, publish, create and delete. A conflict means that nothing is done."""
         operator = self.operators[which]
         body, workers = operator.stale if stale and operator.stale is not None else (self.read(), list(self.workers.values()))
@@ -119,8 +120,10 @@ class Simulation:
             agents=[a.facts(self.mono) for a in [*self.dead_agents, *self.agents.values()]],
             manager="lepton/one",
             leading_since=operator.leading_since,
+            listening_since=self.listening_since,
             rejection=operator.rejection,
         )
+        world = replace(world, **world_changes)
         decided = plan(world, operator.memory, Clock(self.wall, self.mono))
         if decided.status is not None:
             if body["metadata"]["resourceVersion"] != self.body["metadata"]["resourceVersion"]:
@@ -152,6 +155,8 @@ class Simulation:
                 self.violations.append(f"generation {order.number}: ranks {ranks} are not one each")
             if self.order is not None and order.number < self.order.number:
                 return  # the real coordinator delivers it, and the agents refuse it: checked in deliver()
+        if self.order is not None and (not self.older_orders or self.older_orders[-1].number != self.order.number):
+            self.older_orders.append(self.order)
         self.order = order
 
     # -- the kubelet -------------------------------------------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ class Simulation:
     def create(self, index: int) -> None:
         self.created += 1
         uid = f"pod-{self.created}"
-        self.workers[uid] = Worker(f"digits-{index}-{self.created}", uid, index, Phase.PENDING, "1", self.wall, node="n1")
+        self.workers[uid] = Worker(f"digits-{index}-{self.created}", uid, index, Phase.PENDING, "1", float(int(self.wall)), node="n1")
 
     def start_pod(self, uid: str) -> None:
         if uid in self.workers and self.workers[uid].phase is Phase.PENDING:
@@ -185,13 +190,18 @@ class Simulation:
 
     # -- agents ------------------------------------------------------------------------------------------------------------------------
 
-    def deliver(self, uid: str) -> None:
-        """The agent hears the current order (again, perhaps) and obeys it."""
+    def deliver(self, uid: str, older: int | None = None) -> None:
+        """The agent hears the current order (again, perhaps), or an older one that was under way for long, and obeys it."""
         agent, order = self.agents.get(uid), self.order
+        if older is not None and self.older_orders:
+            order = self.older_orders[older % len(self.older_orders)]
+            order = replace(order, shutdown={})
         if agent is None or order is None or not agent.connected:
             return
         if uid in order.shutdown:
             verdict = order.shutdown[uid]
+            if uid not in self.workers:
+                return
             phase = Phase.SUCCEEDED if verdict == "complete" else Phase.FAILED
             self.workers[uid] = replace(self.workers[uid], phase=phase, exit_code=0 if verdict == "complete" else 1)
             self._drop(uid)
@@ -246,6 +256,39 @@ class Simulation:
         agent.failed_order = self.failures if exit_code else 0
         agent.state = replace(agent.state, seq=agent.state.seq + 1, phase=phase, exits=exits if exit_code else ())
 
+    def leave(self, uid: str) -> None:
+        """The agent gets SIGTERM."""
+        if uid in self.agents:
+            agent = self.agents[uid]
+            agent.state = replace(agent.state, seq=agent.state.seq + 1, leaving="SIGTERM")
+
+    def can_stop(self, uid: str) -> None:
+        if uid in self.agents and self.agents[uid].state.phase == RUNNING:
+            self.agents[uid].state = replace(self.agents[uid].state, can_stop=True)
+
+    def stop_ranks(self, uid: str) -> None:
+        """The ranks of one worker have stopped in good order, as they were asked to."""
+        agent = self.agents.get(uid)
+        if agent is not None and agent.state.phase == RUNNING and self.order is not None and self.order.stop_requested:
+            agent.state = replace(agent.state, seq=agent.state.seq + 1, phase=STOPPED)
+
+    def restart_coordinator(self) -> None:
+        """Every connection is gone; agents come back one by one."""
+        self.listening_since = self.mono
+        for uid in self.agents:
+            self.disconnect(uid)
+
+    def mark_deleting(self, uid: str) -> None:
+        """Somebody deletes the pod: it has its grace period."""
+        if uid in self.workers:
+            self.workers[uid] = replace(self.workers[uid], deleting=True)
+
+    def evict(self, uid: str) -> None:
+        """As the API's eviction does: the pod is marked, its agent told to leave, and later it is gone."""
+        if uid in self.workers:
+            self.workers[uid] = replace(self.workers[uid], deleting=True, evicted="EvictionByEvictionAPI")
+            self.leave(uid)
+
     def disconnect(self, uid: str) -> None:
         if uid in self.agents and self.agents[uid].connected:
             self.agents[uid].connected, self.agents[uid].since = False, self.mono
@@ -260,8 +303,9 @@ class Simulation:
 
     # -- going on until it is quiet ------------------------------------------------------------------------------------------------------
 
-    def settle(self, rounds: int = 60, which: int = 0, tick: float = 1.0) -> None:
-        """No more faults: everything that is ordered happens, until nothing changes any more (or `rounds` are over)."""
+    def settle(self, rounds: int = 60, which: int = 0, tick: float = 1.0, quiet: float = 20.0) -> None:
+        """No more faults: everything that is ordered happens, until nothing has changed for `quiet` seconds (or `rounds` are over)."""
+        before, since = self._picture(), self.mono
         for _ in range(rounds):
             for uid in list(self.agents):
                 self.reconnect(uid)
@@ -273,8 +317,25 @@ class Simulation:
                 self.deliver(uid)
             for uid in list(self.agents):
                 self.start_ranks(uid)
+                self.stop_ranks(uid)
+            for uid, worker in list(self.workers.items()):
+                if worker.deleting or (uid in self.agents and self.agents[uid].state.leaving):
+                    self.delete_pod(uid)
             self.decide(which)
             self.tick(tick)
+            now = self._picture()
+            if now != before:
+                before, since = now, self.mono
+            elif self.mono - since >= quiet and (self.wake is None or self.wake > tick):
+                return
+
+    def _picture(self) -> object:
+        return (
+            dict(self.workers),
+            {uid: (a.connected, a.state) for uid, a in self.agents.items()},
+            self.status.rendezvous,
+            self.status.conditions,
+        )
 
     def running(self) -> list[SimAgent]:
         return [a for a in self.agents.values() if a.state.phase == RUNNING]

@@ -4,6 +4,7 @@ import logging
 import sys
 
 import uvloop
+from kubernetes.aio.config import ConfigException
 
 from lepton_operator import logs
 from lepton_operator.config import Config, read_config
@@ -17,7 +18,11 @@ def main() -> int:
     config = read_config(sys.argv[1:])
     logs.set_up(config.log_format, config.log_level)
     log.info("lepton-operator %s serves %s", config.manager, ", ".join(config.watch_namespaces) or "the whole cluster")
-    return uvloop.run(_run(config))
+    try:
+        return uvloop.run(_run(config))
+    except (OSError, ConfigException) as error:  # a port that is taken, no kubeconfig
+        log.critical("the operator cannot run: %s", error)
+        return 1
 
 
 async def _run(config: Config) -> int:

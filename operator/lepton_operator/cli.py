@@ -14,7 +14,6 @@ from lepton_operator import conditions
 from lepton_operator.local import columns, processes
 from lepton_operator.local.follow import Follower
 from lepton_operator.local.manifest import read_manifest
-from lepton_operator.local.run import Options, run_locally
 from lepton_operator.local.store import RunDirectory, state_home
 from lepton_operator.local.validation import ManifestError, validate
 from lepton_operator.status import read_status
@@ -92,6 +91,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ManifestError(
             f"on a cluster a job is started by `kubectl apply -f {options.file}`; write `lepton run {options.file} --local` to run it here"
         )
+    from lepton_operator.local.run import Options, run_locally  # servers and clients that the other commands do not wait for
+
     manifest = read_manifest(options.file)
     metadata = manifest.job["metadata"]
     run = RunDirectory(metadata["namespace"], metadata["name"])

@@ -29,6 +29,7 @@ class Config:
     kubeconfig: str
     pod_name: str
     pod_ip: str
+    in_pod: bool  # `pod_name` is that of a pod
 
     @property
     def manager(self) -> str:
@@ -90,6 +91,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
         kubeconfig=given.kubeconfig,
         pod_name=environment.get("POD_NAME") or f"lepton-operator-{os.getpid()}",
         pod_ip=pod_ip,
+        in_pod="POD_NAME" in environment,
     )
 
 

@@ -14,7 +14,14 @@ Json = dict[str, Any]
 
 
 class JobError(ValueError):
-    """The job cannot be served; `args[0]` tells the user where it is wrong and what to write instead."""
+    """The job cannot be served; `args[0]` tells the user where it is wrong and what to write instead.
+
+    `stub`, where given, is what is left of the job: who it is and its status, enough to tell the user there.
+    """
+
+    def __init__(self, message: str, stub: "Job | None" = None) -> None:
+        super().__init__(message)
+        self.stub = stub
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,11 @@ def read_job(body: Json) -> Job:
         intra_job_communication=bool(spec.get("intraJobCommunication", False)),
         status=body.get("status") or {},
     )
+
+
+def read_stub(body: Json) -> Job:
+    """The identity and status of a job whose spec cannot be read; its spec is empty. For `JobError`."""
+    return read_job({"metadata": body.get("metadata"), "status": body.get("status"), "spec": {"trainer": {"command": [""]}}})
 
 
 def procs_per_worker(workers: Json) -> int:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lepton_operator.goodput import PRODUCTIVE
+from lepton_operator.decision.goodput import PRODUCTIVE
 from lepton_operator.reconciler import JobSummary
 
 disable_created_metrics()  # type: ignore[no-untyped-call]

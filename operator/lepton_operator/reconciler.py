@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from lepton_operator import conditions, goodput
+from lepton_operator import conditions
+from lepton_operator.decision import goodput
+from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.job import Job, JobError
-from lepton_operator.plan import Delete, Memory, Plan, Rejection, World, plan
-from lepton_operator.status import Status, read_status
+from lepton_operator.status import VIEWS, Status, read_status
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
 
@@ -24,6 +25,7 @@ SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 CONFLICT_SECONDS = 0.01
 LOOK_AGAIN_SECONDS = 0.05
 """After a status write the plan is asked once more: what it waits for next is counted from the write."""
+INVALID = "InvalidSpec"
 REJECTED_STATUS_SECONDS = 30.0
 BLIND_WINDOW_SECONDS = 1.0
 BLIND_DROPS, BLIND_JOBS = 5, 2
@@ -38,6 +40,10 @@ class Coordinator(Protocol):
     def forget(self, job: str, uid: str, boot: str) -> None: ...
     def probe(self, job: str) -> None: ...
     def drops_recent(self, seconds: float) -> list[tuple[str, str]]: ...
+    @property
+    def listening_since(self) -> float: ...
+    @property
+    def settled(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +93,19 @@ class Reconciler:
         self._on_finished = on_finished
         self._entries: dict[str, _Entry] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._plain: set[str] = set()  # jobs whose whole status was refused
+        self._missed: frozenset[tuple[str, str]] = frozenset()  # (job, worker UID): who dropped when all did
         self.leading_since = clock().mono
 
     def lead(self) -> None:
         """This process begins to decide: what it remembers from before is worth nothing."""
         self._entries.clear()
+        self._missed = frozenset()
         self.leading_since = self._clock().mono
 
     def forget(self, key: str) -> None:
         self._entries.pop(key, None)
+        self._plain.discard(key)
         self._coordinator.drop_group(key)
 
     def summaries(self) -> Mapping[str, JobSummary]:
@@ -105,18 +115,7 @@ class Reconciler:
     async def reconcile(self, key: str) -> float | None:
         """Looks at one job and does what is due. Returns the seconds until it must be looked at again, None for: when something changes."""
         try:
-            job = self._substrate.job(key)
-        except JobError as error:
-            log.warning("cannot be served: %s", error, extra={"job": key})
-            return None
-        if job is None or job.deleting:
-            self.forget(key)
-            return None
-        entry = self._entries.get(key)
-        if entry is None or entry.uid != job.uid:
-            entry = self._entries[key] = _Entry(job.uid)
-        try:
-            return await self._step(key, job, entry)
+            return await self._look(key)
         except Conflict:
             return CONFLICT_SECONDS
         except Gone:
@@ -125,6 +124,42 @@ class Reconciler:
             log.warning("the API is unavailable: %s", error, extra={"job": key})
             return error.retry_after
 
+    async def _look(self, key: str) -> float | None:
+        try:
+            job = self._substrate.job(key)
+        except JobError as error:
+            await self._refuse(key, error)
+            return None
+        if job is None or job.deleting:
+            self.forget(key)
+            return None
+        entry = self._entries.get(key)
+        if entry is None or entry.uid != job.uid:
+            entry = self._entries[key] = _Entry(job.uid)
+        return await self._step(key, job, entry)
+
+    async def _refuse(self, key: str, error: JobError) -> None:
+        """A job that cannot be read gets a condition and an event, once; what it runs already is left alone."""
+        job = error.stub
+        if job is None or job.deleting:
+            return
+        observed = read_status(job.status)
+        if observed.manager not in ("", self._manager):
+            return
+        condition = conditions.Condition(conditions.ACCEPTED, False, INVALID, str(error), self._clock().wall, job.generation)
+        known = conditions.with_condition(observed.conditions, condition)
+        if known == observed.conditions:
+            return
+        log.warning("cannot be served: %s", error, extra={"job": key})
+        state = observed.state or "Pending"
+        status = replace(observed, conditions=known, manager=self._manager, state=state, reason=INVALID, message=str(error))
+        try:
+            await self._substrate.write_status(job, status.to_json())
+        except Rejected as refusal:
+            log.error("status refused: %s", refusal.message, extra={"job": key})
+            return
+        self._tell(job, Event("Warning", INVALID, str(error)))
+
     async def _step(self, key: str, job: Job, entry: _Entry) -> float | None:
         world = World(
             job=job,
@@ -132,6 +167,8 @@ class Reconciler:
             agents=self._coordinator.agents(key),
             manager=self._manager,
             leading_since=self.leading_since,
+            listening_since=self._coordinator.listening_since,
+            settled=self._coordinator.settled,
             blind=self._blind(),
             rejection=entry.rejection,
             claimant_gone=self._claimant_gone(str(job.status.get("manager", ""))),
@@ -139,7 +176,7 @@ class Reconciler:
         decided = plan(world, entry.memory, self._clock())
         if decided.status is not None:
             try:
-                await self._substrate.write_status(job, decided.status.to_json())
+                await self._write(job, decided.status)
             except Rejected as error:
                 log.error("status refused: %s", error.message, extra={"job": key})
                 return REJECTED_STATUS_SECONDS
@@ -148,16 +185,28 @@ class Reconciler:
             entry.status = decided.status
         entry.memory = decided.memory
         entry.summary = self._summary(job, entry)
-        if decided.order is None:
+        for event in decided.events:
+            self._tell(job, event)
+        if decided.order is None:  # another installation's
+            self._coordinator.drop_group(key)
             return decided.wake
         self._coordinator.set_group(decided.order)
         if decided.probe:
             self._coordinator.probe(key)
-        for event in decided.events:
-            self._tell(job, event)
         await self._act(job, entry, decided)
         self._forget_ended(key, world)
         return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
+
+    async def _write(self, job: Job, status: Status) -> None:
+        """A CRD of another version may not know what is only shown; what decides must be written all the same."""
+        if job.key not in self._plain:
+            try:
+                await self._substrate.write_status(job, status.to_json())
+                return
+            except Rejected as error:
+                log.error("the CRD is of another version, status is written without views: %s", error.message, extra={"job": job.key})
+        await self._substrate.write_status(job, {part: value for part, value in status.to_json().items() if part not in VIEWS})
+        self._plain.add(job.key)
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
         if job.intra_job_communication and not entry.service:
@@ -204,9 +253,15 @@ class Reconciler:
         task.add_done_callback(self._background.discard)
 
     def _blind(self) -> bool:
-        """Many agents of several jobs dropped together: the coordinator suspects itself, not them."""
+        """Many agents of several jobs dropped together: the coordinator suspects itself, not them, until some are back."""
         drops = self._coordinator.drops_recent(BLIND_WINDOW_SECONDS)
-        return len(drops) >= BLIND_DROPS and len({job for job, _ in drops}) >= BLIND_JOBS
+        if len(drops) >= BLIND_DROPS and len({job for job, _ in drops}) >= BLIND_JOBS:
+            self._missed = frozenset(drops)
+        if any(
+            a.connected for job in {job for job, _ in self._missed} for a in self._coordinator.agents(job) if (job, a.uid) in self._missed
+        ):
+            self._missed = frozenset()
+        return bool(self._missed)
 
     def _forget_ended(self, key: str, world: World) -> None:
         """An agent whose worker has ended, or whose later boot speaks, is of no more use once it is judged and booked."""
@@ -241,12 +296,14 @@ class Reconciler:
         )
 
     def _fresh(self, key: str, summary: JobSummary) -> JobSummary:
-        agents = [a for a in self._coordinator.agents(key) if a.connected and a.progress.step is not None]
-        if not agents:
-            return summary
-        speaker = min(agents, key=lambda a: (a.state.group_rank, a.joined))
+        spoken = [a for a in self._coordinator.agents(key) if a.connected and a.progress.step is not None]
+        agents = sorted(spoken, key=lambda a: (a.state.group_rank, a.joined))
         entry = self._entries[key]
-        counters = entry.memory.counters.observe(speaker, fresh=entry.memory.counters.source == ("", ""))
+        counters = entry.memory.counters
+        counted = counters.speaker(agents)
+        if counted is None:
+            return summary
+        counters, speaker = counters.observe(counted, fresh=counters.source == ("", "")), agents[0]
         entry.memory = replace(entry.memory, counters=counters)
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
         entry.summary = replace(summary, counters=counters, loss=loss)

@@ -7,30 +7,31 @@ coordinator, lease. An end: nothing is decided any more, the lease is given back
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from kubernetes.aio import client as kube
+
 from lepton_operator import clock
-from lepton_operator.api import AlreadyExists, Api, Expired, load_configuration
-from lepton_operator.authority import AuthorityError, AuthoritySecret, LeafFiles
-from lepton_operator.blocking_api import BlockingApi
-from lepton_operator.cache import Cache
-from lepton_operator.certificates import Authority
-from lepton_operator.claims import Claimants
-from lepton_operator.client import ClusterSubstrate
 from lepton_operator.config import Config
 from lepton_operator.constants import lease_name
 from lepton_operator.coordinator.link import CoordinatorLink
-from lepton_operator.diagnosis import Diagnosis
-from lepton_operator.endpoint import LeaderEndpoint
-from lepton_operator.keys import SigningKeys
-from lepton_operator.lease import LeaseKeeper
-from lepton_operator.listing import Listener
-from lepton_operator.manifests import PodDefaults
 from lepton_operator.metrics import Metrics
+from lepton_operator.pods.api import AlreadyExists, Api, Expired, load_configuration
+from lepton_operator.pods.authority import AuthorityError, AuthoritySecret, LeafFiles
+from lepton_operator.pods.blocking_api import BlockingApi
+from lepton_operator.pods.cache import Cache
+from lepton_operator.pods.certificates import Authority
+from lepton_operator.pods.claims import Claimants
+from lepton_operator.pods.client import ClusterSubstrate
+from lepton_operator.pods.diagnosis import Diagnosis
+from lepton_operator.pods.endpoint import LeaderEndpoint
+from lepton_operator.pods.keys import SigningKeys
+from lepton_operator.pods.lease import LeaseKeeper
+from lepton_operator.pods.listing import Listener
+from lepton_operator.pods.manifests import PodDefaults
 from lepton_operator.probes import ProbeServer
 from lepton_operator.reconciler import JobSummary, Reconciler
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
@@ -59,16 +60,31 @@ class Replica:
         self._authority: Authority | None = None
         self._link: CoordinatorLink | None = None
         self._reconciler: Reconciler | None = None
+        self._lease_started = False
+        self._exit_code = 0
         self._identified = asyncio.Event()
         self._identity_wanted = asyncio.Event()
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT (0), or until a part fails that nothing can replace (1)."""
-        config = self._config
         self._take_signals()
-        configuration = await load_configuration(config.kubeconfig)
-        api = Api(configuration, config.api_qps, 2 * config.api_qps, self._metrics.observe_request)
-        self._api = api
+        self._wire(await load_configuration(self._config.kubeconfig))
+        probes = ProbeServer(self._metrics.registry, self._why_not_ready)
+        await probes.start(self._config.metrics_port)
+        parts = [self._part(self._listener.run()), self._part(self._claimants.run()), self._part(self._serve())]
+        stopping = self._part(self._stopping.wait())
+        try:
+            done, _ = await asyncio.wait([stopping, *parts], return_when=asyncio.FIRST_COMPLETED)
+            failed = [task for task in done if task is not stopping]
+            for task in failed:
+                log.critical("a part of the operator ended, so all of it does", exc_info=task.exception())
+            return 1 if failed else self._exit_code
+        finally:
+            await self._stop([stopping, *parts], probes)
+
+    def _wire(self, configuration: kube.Configuration) -> None:
+        config = self._config
+        api = self._api = Api(configuration, config.api_qps, 2 * config.api_qps, self._metrics.observe_request)
         defaults = PodDefaults(
             config.trainer_image,
             config.coordinator_address,
@@ -80,8 +96,8 @@ class Replica:
         self._leaf = LeafFiles([config.coordinator_host, f"{config.coordinator_host}.cluster.local", config.pod_ip])
         self._keys = SigningKeys(api, self._take_keys)
         self._claimants = Claimants(api, config.manager, self._look_at_all)
-        in_cluster = None if config.kubeconfig else BlockingApi.in_cluster()
         self._diagnosis = Diagnosis(api, self._cache, self._changed)
+        in_cluster = None if config.kubeconfig else BlockingApi.in_cluster()
         self._lease = self._lease_keeper(in_cluster or BlockingApi.of_configuration(configuration))
         self._endpoint = LeaderEndpoint(
             api,
@@ -90,12 +106,10 @@ class Replica:
             address=config.pod_ip,
             port=config.coordinator_port,
             leading=lambda: self.leads,
-            pod=config.pod_name if "POD_NAME" in os.environ else "",
+            pod=config.pod_name if config.in_pod else "",
         )
-        self._listener = Listener(
-            api, self._cache, config.watch_namespaces, self._changed, self._deleted, self._take_signals, config.kubeconfig
-        )
-        probes = ProbeServer(self._metrics.registry, self._why_not_ready)
+        self._listener = Listener(api, self._cache, config.watch_namespaces, self._changed, self._deleted, self._take_signals)
+        api.on_return = self._listener.relist_soon
         self._metrics.watch(
             self._summaries,
             leader=lambda: self.leads,
@@ -104,17 +118,6 @@ class Replica:
             cached=self._cache.counts,
             node_evidence=self._listener.watches_nodes,
         )
-        await probes.start(config.metrics_port)
-        parts = [self._part(self._listener.run()), self._part(self._claimants.run()), self._part(self._serve())]
-        stopping = self._part(self._stopping.wait())
-        try:
-            done, _ = await asyncio.wait([stopping, *parts], return_when=asyncio.FIRST_COMPLETED)
-            failed = [task for task in done if task is not stopping]
-            for task in failed:
-                log.critical("a part of the operator ended, so all of it does", exc_info=task.exception())
-            return 1 if failed else 0
-        finally:
-            await self._stop([stopping, *parts], probes)
 
     def _part(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         return asyncio.get_running_loop().create_task(work)
@@ -145,7 +148,8 @@ class Replica:
             tasks.append(self._leading)
         for task in tasks:
             task.cancel()
-        await asyncio.to_thread(self._lease.stop)
+        if self._lease_started:
+            await asyncio.to_thread(self._lease.stop)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -185,6 +189,14 @@ class Replica:
     def _acquired(self) -> None:
         self._identity_wanted.set()
         self._leading = self._part(self._lead())
+        self._leading.add_done_callback(self._leading_ended)
+
+    def _leading_ended(self, task: asyncio.Task[None]) -> None:
+        """A leader that cannot lead must not hold the lease."""
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("leading failed, so the operator ends", exc_info=task.exception())
+            self._exit_code = 1
+            self._stopping.set()
 
     def _renewed(self, deadline: float) -> None:
         self._deadline = deadline
@@ -207,6 +219,7 @@ class Replica:
     async def _serve(self) -> None:
         await self._listener.primed.wait()
         self._lease.start()
+        self._lease_started = True
         await self._identify()
 
     async def _identify(self) -> None:
@@ -232,16 +245,16 @@ class Replica:
         elif files is not None:
             await self._start_coordinator(
                 CoordinatorLink(
-                    listen=("0.0.0.0", self._config.coordinator_port),
+                    listen=("::" if ":" in self._config.pod_ip else "0.0.0.0", self._config.coordinator_port),
                     tls=files,
                     on_change=self._queue.add,
                     on_keys_wanted=self._keys.wanted,
                     review=self._keys.review,
                 )
             )
-        changed, self._authority = authority != self._authority, authority
+        self._authority = authority
         self._identified.set()
-        if changed and self.leads:
+        if self.leads:
             await self._substrate.trust(authority.bundle)
 
     async def _start_coordinator(self, link: CoordinatorLink) -> None:
@@ -269,6 +282,7 @@ class Replica:
             group.create_task(self._diagnosis.run(), name="diagnosis")
             await self._substrate.trust(self._authority.bundle)
             self._reconciler.lead()
+            self._listener.relist_soon()
             self._look_at_all()
             await self._queue.run(self._config.workers, self._look, self._metrics.queueing.observe)
 

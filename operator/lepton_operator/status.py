@@ -18,7 +18,8 @@ MicroTime = NewType("MicroTime", float)
 """Unix seconds, written as RFC 3339 with microseconds; 0 is absent."""
 
 HISTORY_LIMIT = 10
-RECENT_LIMIT = 100
+RECENT_LIMIT = 101
+"""More than recovery.maxRestarts can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ class ProgressView:
     total_steps: int | None = None
     percent: str = ""
     loss: str = ""
-    samples_per_second: str = ""
-    tokens_per_second: str = ""
-    throughput: str = ""
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    throughput: str = ""  # the same, for humans
     eta: str = ""
     update_time: MicroTime = MicroTime(0.0)
 
@@ -75,9 +76,9 @@ class Startup:
 class Incident:
     """One failure that costs budget: a generation that broke, or a worker that ended before it joined one."""
 
-    time: MicroTime
-    reason: str
-    generation: int = 0
+    time: MicroTime = MicroTime(0.0)
+    reason: str = ""
+    generation: int = 0  # 0: the worker had not joined
     workers: tuple[str, ...] = ()  # UIDs of the workers that it explains, so that none is counted twice
     step: int | None = None  # the highest step reached when it happened
 
@@ -88,6 +89,7 @@ class Restarts:
     pod: int = 0
     node: int = 0
     total: int = 0
+    generation: int = 0  # the newest generation whose failure is counted, so that a new leader does not count it again
     recent: tuple[Incident, ...] = ()
 
 
@@ -117,10 +119,10 @@ class GoodputView:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    generation: int
-    time: MicroTime
-    size: int
-    reason: str
+    generation: int = 0
+    time: MicroTime = MicroTime(0.0)
+    size: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,10 @@ class Status:
             for c in self.conditions
         ]
         return {key: value for key, value in plain.items() if value not in ({}, [], "", None)}
+
+
+VIEWS = ("progress", "checkpoint", "startup", "goodput")
+"""Parts that are only shown; no decision needs them."""
 
 
 def read_status(body: Json) -> Status:
@@ -223,7 +229,7 @@ def _typed(kind: type[T], plain: Json) -> T:
     hints = _hints(kind)
     values: dict[str, Any] = {}
     for entry in fields(kind):  # type: ignore[arg-type]
-        if (name := _camel(entry.name)) in plain:
+        if plain.get(name := _camel(entry.name)) is not None:
             values[entry.name] = _value(hints[entry.name], plain[name])
     return kind(**values)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from lepton_operator.blocking_api import Reply, Unanswered
+from lepton_operator.pods.blocking_api import Reply, Unanswered
 
 NOT_FOUND = Reply(404, {"message": "not found"})
 CONFLICT = Reply(409, {"message": "the object has been modified"})

@@ -12,6 +12,8 @@ import pytest
 from cluster import substrate
 from kube import Kubectl, eventually
 
+pytest.register_assert_rewrite("installation", "trainings")
+
 CHECKOUT = Path(__file__).parents[2]
 
 

@@ -6,18 +6,22 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from builders.api_objects import job_body
+from builders.cuttable_proxy import CuttableProxy
 from kube import Kubectl, eventually
-from lepton_operator import api as api_module
 from lepton_operator import constants as c
-from lepton_operator.api import Api, load_configuration
-from lepton_operator.cache import JOBS, PODS, Cache
-from lepton_operator.client import ClusterSubstrate
-from lepton_operator.listing import Listener
-from lepton_operator.manifests import PodDefaults
+from lepton_operator.pods import api as api_module
+from lepton_operator.pods import listing
+from lepton_operator.pods.api import Api, load_configuration
+from lepton_operator.pods.cache import JOBS, PODS, Cache
+from lepton_operator.pods.client import ClusterSubstrate
+from lepton_operator.pods.listing import Listener
+from lepton_operator.pods.manifests import PodDefaults
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected
 
 IMAGE = "registry.example/none:1"
@@ -66,9 +70,9 @@ def job(kubectl, namespace, cache):
 
 
 @contextlib.asynccontextmanager
-async def listening(kubeconfig, api, cache, *namespaces):
+async def listening(api, cache, *namespaces):
     seen = []
-    listener = Listener(api, cache, namespaces, seen.append, lambda number: seen.append(number), lambda: None, str(kubeconfig))
+    listener = Listener(api, cache, namespaces, seen.append, lambda number: seen.append(number), lambda: None)
     task = asyncio.create_task(listener.run())
     try:
         async with asyncio.timeout(30):
@@ -174,11 +178,13 @@ async def test_events_are_seen_by_kubectl_describe(substrate, kubectl, job):
     assert "QuotaExceeded" in described and "no room for worker 1" in described
 
 
-async def test_lists_are_paged_and_the_watches_bring_the_rest(kubeconfig, api, cache, substrate, kubectl, namespace, job, monkeypatch):
+async def test_lists_are_paged_and_the_watches_bring_the_rest(api, cache, substrate, kubectl, namespace, job, monkeypatch):
     monkeypatch.setattr(api_module, "PAGE", 2)
+    monkeypatch.setattr(listing, "RETRY_SECONDS", 1000.0)  # no LIST shall stand in for a watch
+    monkeypatch.setattr(listing, "SOON_SECONDS", 1000.0)
     jobs = [job(f"job-{number}") for number in range(5)]
     fresh = Cache()
-    async with listening(kubeconfig, api, fresh, namespace) as seen:
+    async with listening(api, fresh, namespace) as seen:
         assert sorted(fresh.keys()) == sorted(one.key for one in jobs)
         worker = await substrate.create_worker(jobs[0], "job-0-0-aaaaa", 0)
         await until(lambda: fresh.workers(jobs[0].uid))
@@ -190,16 +196,43 @@ async def test_lists_are_paged_and_the_watches_bring_the_rest(kubeconfig, api, c
         await until(lambda: fresh.job(jobs[2].key).workers.replicas == 3)
 
 
-async def test_listening_writes_nothing_to_the_cluster(kubeconfig, api, kubectl, namespace, job):
+async def test_listening_writes_nothing_to_the_cluster(api, kubectl, namespace, job):
     job()
     before = kubectl.get("ltj", "digits")["metadata"]
-    async with listening(kubeconfig, api, Cache(), namespace):
+    fresh = Cache()
+    async with listening(api, fresh, namespace):
         kubectl("annotate", "ltj", "digits", "note=x")
-        await asyncio.sleep(1.0)
+        await until(lambda: fresh.job(f"{namespace}/digits").resource_version != before["resourceVersion"])
     after = kubectl.get("ltj", "digits")["metadata"]
     assert "finalizers" not in after and list(after["annotations"]) == ["note"]
     assert int(after["resourceVersion"]) > int(before["resourceVersion"])
     assert kubectl.get("events")["items"] == []
+
+
+async def test_what_happens_while_the_api_server_is_away_is_known_soon_after(
+    kubeconfig, crd, kubectl, namespace, job, tmp_path, monkeypatch
+):
+    """Every connection is cut, a job goes and another comes, and the network returns: the cache is right without waiting for its turn."""
+    monkeypatch.setattr(listing, "RETRY_SECONDS", 0.1)
+    plain = yaml.safe_load(kubeconfig.read_text())
+    cluster = plain["clusters"][0]["cluster"]
+    url = urlsplit(cluster["server"])
+    gone = job("gone")
+    async with CuttableProxy(url.hostname, url.port) as proxy:
+        cluster |= {"server": f"https://127.0.0.1:{proxy.port}"}
+        proxied = tmp_path / "kubeconfig"
+        proxied.write_text(yaml.safe_dump(plain))
+        api, fresh = Api(await load_configuration(str(proxied))), Cache()
+        async with listening(api, fresh, namespace):
+            assert fresh.keys() == [gone.key]
+            proxy.cut()
+            await asyncio.to_thread(kubectl, "delete", "ltj", "gone")
+            await asyncio.to_thread(job, "came")
+            await asyncio.sleep(1.5)
+            assert fresh.keys() == [gone.key]
+            proxy.mend()
+            await until(lambda: fresh.keys() == [f"{namespace}/came"])
+        await api.close()
 
 
 async def test_a_namespace_that_goes_costs_the_other_nothing(kubeconfig, api, kubectl, namespace, job, monkeypatch):
@@ -212,7 +245,7 @@ async def test_a_namespace_that_goes_costs_the_other_nothing(kubeconfig, api, ku
         wanted = {"apiVersion": c.API_VERSION, "kind": c.KIND, "metadata": {"name": "digits", "namespace": other}, "spec": body["spec"]}
         job()
         fresh = Cache()
-        async with listening(kubeconfig, api, fresh, namespace, other):
+        async with listening(api, fresh, namespace, other):
             began = time.monotonic()
             await asyncio.to_thread(admin, "delete", "namespace", namespace, timeout=60)
             assert time.monotonic() - began < 60

@@ -22,23 +22,33 @@ class Made:
 class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._made: dict[int, Made] = {}
+        self._read = 0  # bytes of the ledger that are in `_made`
 
     def generations(self) -> dict[int, Made]:
-        found: dict[int, Made] = {}
         file = self.folder / "ledger"
-        for line in file.read_text().splitlines() if file.exists() else ():
-            word, *values = line.split()
-            numbers = list(map(int, values))
-            if word == "start":
-                generation, rank, world, resumed, pid, port = numbers
-                made = found.setdefault(generation, Made(world, set(), {}, port))
-                made.resumed.add(resumed)
-                made.pids[rank] = pid
-            elif word == "step":
-                generation, step, rank, *samples = numbers
-                found[generation].ranks.setdefault(step, []).append(rank)
-                found[generation].samples.setdefault(step, []).extend(samples)
-        return found
+        if not file.exists():
+            return self._made
+        with file.open() as opened:
+            opened.seek(self._read)
+            text = opened.read()
+        whole = text[: text.rfind("\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            self._take(*line.split())
+        return self._made
+
+    def _take(self, word: str, *values: str) -> None:
+        numbers = list(map(int, values))
+        if word == "start":
+            generation, rank, world, resumed, pid, port = numbers
+            made = self._made.setdefault(generation, Made(world, set(), {}, port))
+            made.resumed.add(resumed)
+            made.pids[rank] = pid
+        elif word == "step":
+            generation, step, rank, *samples = numbers
+            self._made[generation].ranks.setdefault(step, []).append(rank)
+            self._made[generation].samples.setdefault(step, []).extend(samples)
 
     @property
     def newest(self) -> int:
@@ -57,6 +67,10 @@ class Ledger:
     def fault(self, rank: int, word: str) -> None:
         """`rank` commits it at its next step."""
         self._put(f"fault-{rank}", word)
+
+    def fault_at_start(self, rank: int, word: str) -> None:
+        """The process that is `rank` next commits it when it starts, before it joins its group."""
+        self._put(f"start-fault-{rank}", word)
 
     def _put(self, name: str, text: str) -> None:
         part = self.folder / f".{name}"

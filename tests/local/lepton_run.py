@@ -57,6 +57,7 @@ class LocalJob:
         self.run_dir = home / "state" / "default" / self.name
         self.output_file = home / "output"
         self.process: subprocess.Popen[bytes] | None = None
+        self.variables: dict[str, str] = {}  # for `lepton`, beyond what every test sets
         self.uids: set[str] = set()  # of every worker seen
         self.job_uids: set[str] = set()
 
@@ -76,7 +77,7 @@ class LocalJob:
     @property
     def env(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("LEPTON_")}
-        return {**kept, "LEPTON_HOME": str(self.home / "state"), "OMP_NUM_THREADS": "1"}
+        return {**kept, "LEPTON_HOME": str(self.home / "state"), "OMP_NUM_THREADS": "1", **self.variables}
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -151,7 +152,9 @@ class LocalJob:
         try:
             return until(looked_at, what, seconds)
         except AssertionError as error:
-            raise AssertionError(f"{error}\nstatus: {self.status}\noutput: {self.output[-3000:]}") from None
+            raise AssertionError(
+                f"{error}\nlast failure: {self.status.last_failure}\nhistory: {self.status.history}\noutput: {self.output[-2000:]}"
+            ) from None
 
     def until_status(self, condition: Callable[[Status], bool], what: str, seconds: float = 30.0) -> Status:
         def status() -> Status | None:
@@ -205,11 +208,16 @@ def local_job(home: Path, body: dict[str, Any], *others: dict[str, Any]) -> Iter
 
 
 def scrape(address: str) -> dict[str, float]:
-    """Samples of a /metrics page, by name and labels as they stand there."""
+    """Samples of a /metrics page, by name and sorted labels: `name{a="1",b="2"}`."""
     with urllib.request.urlopen(address, timeout=5) as answer:
         text = answer.read().decode()
-    found = (re.fullmatch(r"(\S+?(?:\{.*\})?) (\S+)", line) for line in text.splitlines() if not line.startswith("#"))
-    return {match[1]: float(match[2]) for match in found if match}
+    found = (re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line) for line in text.splitlines() if not line.startswith("#"))
+    return {sample(match[1], match[2] or ""): float(match[3]) for match in found if match}
+
+
+def sample(name: str, labels: str) -> str:
+    """The key of a sample, whatever order its labels come in."""
+    return f"{name}{{{','.join(sorted(filter(None, labels.split(','))))}}}" if labels else name
 
 
 def listening(port: int) -> bool:

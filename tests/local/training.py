@@ -11,6 +11,9 @@ from lepton_operator.status import Status
 from local.committed import Ledger
 from local.lepton_run import SCRIPTS, LocalJob, listening, local_job, manifest
 
+IMPORT_SECONDS = 120.0
+"""A new worker's time to import torch on a machine that has much else to do."""
+
 
 class Training:
     def __init__(self, job: LocalJob, ledger: Ledger) -> None:
@@ -26,7 +29,7 @@ class Training:
             whole = status.rendezvous.size == status.workers.desired
             return whole and number > 0 and self.ledger.newest == number and self.ledger.new_steps() >= more
 
-        self.job.until(goes_on, f"{more} steps of the newest generation")
+        self.job.until(goes_on, f"{more} steps of the newest generation", IMPORT_SECONDS)
 
     def rank_pids(self) -> dict[int, int]:
         """rank -> pid, in the newest generation."""

@@ -16,8 +16,8 @@ from lepton_operator.config import read_config
 from lepton_operator.constants import lease_name
 from lepton_operator.job import read_job
 from lepton_operator.local.crd import crd, crd_text
-from lepton_operator.manifests import PodDefaults, build_pod
 from lepton_operator.metrics import JobCollector, Metrics
+from lepton_operator.pods.manifests import PodDefaults, build_pod
 from lepton_trainer.agent import settings, telemetry
 from lepton_trainer.protocol import names
 
@@ -223,6 +223,15 @@ def test_monitors_honour_the_labels_of_the_series() -> None:
     assert [item["metadata"]["name"] for item in chosen] == ["lepton-operator-metrics"]
     some = one(render({"monitors": {"enabled": True}, "watchNamespaces": ["a"]}), "PodMonitor")
     assert some["spec"]["namespaceSelector"] == {"matchNames": ["a"]}
+
+
+def test_who_has_no_prometheus_operator_finds_the_operator_by_annotations() -> None:
+    def annotations(values: Json) -> Json:
+        found: Json = one(render(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]
+        return found
+
+    assert annotations({})["prometheus.io/port"] == "8080"
+    assert "prometheus.io/scrape" not in annotations({"monitors": {"enabled": True}})
 
 
 def test_the_network_policy_lets_agents_in_and_can_be_left_out() -> None:

@@ -78,6 +78,8 @@ class CoordinatorLink:
         self._deadline = 0.0
         self._queued = False
         self._settled = 0.0
+        self.listening_since = 0.0
+        """Mono: since when the present coordinator process serves agents."""
 
     # Life.
 
@@ -282,7 +284,7 @@ class CoordinatorLink:
         elif isinstance(message, messages.Handshakes):
             self._queued, self._settled = message.queued, message.at
         elif isinstance(message, messages.Ready):
-            self._settled = clock.mono()
+            self._settled = self.listening_since = clock.mono()
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
         elif isinstance(message, messages.Said):
@@ -316,7 +318,10 @@ class _ProcessEnd(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for message in self._decoder.feed(data):
-            self._link._hear(message)
+            try:
+                self._link._hear(message)
+            except Exception:  # a listener's mistake must not cut every agent off
+                log.exception("the coordinator's word %s could not be taken", type(message).__name__)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._link._detached()

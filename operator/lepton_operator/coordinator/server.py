@@ -24,8 +24,9 @@ from lepton_operator.coordinator.connection import Connection
 from lepton_operator.coordinator.sessions import Sessions
 from lepton_operator.coordinator.tls import TlsFiles
 
-JOINS_AT_ONCE = 512
-"""Peers between accept and join; the others wait in the listener's queue, which costs nothing."""
+JOINS_AT_ONCE = 256
+"""Peers between accept and join; the others wait in the listener's queue, which costs nothing. So few that even a machine that is busy with
+other things gets each of them through before its patience ends."""
 QUEUED_FROM = 32
 """From so many peers on, a join takes long enough (10 ms and more) that absence says nothing about an agent."""
 JOIN_SECONDS = 5.0
@@ -43,25 +44,31 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._operator: asyncio.Transport | None = None
         self._operator_reads = True
+        self._outbox: list[bytes] = []
         self._tls: ssl.SSLContext | None = None
         self._places = asyncio.Semaphore(JOINS_AT_ONCE)
         self._placed: set[Connection] = set()  # past their handshake, not joined; each holds a place
         self._patience: deque[Connection] = deque()
         self._accepted = 0
-        self._accepting = False
+        self._configured = asyncio.Event()
         self._queued = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._greetings: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self.sessions = Sessions(clock=clock.now, tell=self.tell, soon=self._loop.call_soon, freed=self._freed)
 
     async def run(self, operator: socket.socket) -> None:
-        """Until the operator ends or says so."""
+        """Until the operator ends. Raises what ended a part that nothing can replace: the operator then starts this process again."""
         await self._loop.create_unix_connection(lambda: OperatorEnd(self), sock=operator)
-        rounds = asyncio.create_task(self._rounds())
-        await self._ended.wait()
-        rounds.cancel()
-        for task in self._tasks:
+        works = (self._operator_ended(), self._rounds(), self._accept())
+        parts = {asyncio.create_task(work) for work in works}
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for task in parts | self._greetings:
             task.cancel()
+        for task in done:
+            task.result()
+
+    async def _operator_ended(self) -> None:
+        await self._ended.wait()
 
     # The operator's end.
 
@@ -79,7 +86,15 @@ class Server:
     def tell(self, message: Any) -> None:
         if self._operator is None or (isinstance(message, messages.Progressed) and not self._operator_reads):
             return  # an operator that is stopped must not cost memory: progress comes again
-        self._operator.write(messages.frame(message))
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(messages.frame(message))
+
+    def _flush(self) -> None:
+        """A whole group acknowledges at once: one write for all that came in together, not one for each."""
+        frames, self._outbox = self._outbox, []
+        if self._operator is not None:
+            self._operator.write(b"".join(frames))
 
     def hear(self, message: Any) -> None:
         if isinstance(message, messages.Configure):
@@ -106,18 +121,13 @@ class Server:
                 self._tls = TlsFiles(message.certificate, message.key).context()
             except OSError as error:  # changed under us since the operator looked: the older leaf serves on
                 self.sessions.say(logging.ERROR, "leaf", f"the certificate {message.certificate} cannot be used: {error}")
-        if not self._accepting and (self._tls is not None or not message.certificate):
-            self._accepting = True
-            self._start(self._accept())
+        if self._tls is not None or not message.certificate:
+            self._configured.set()
 
     # Peers.
 
-    def _start(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _accept(self) -> None:
+        await self._configured.wait()
         while True:
             await self._places.acquire()
             try:
@@ -127,20 +137,22 @@ class Server:
                 self.sessions.say(logging.WARNING, "accept", f"a connection could not be accepted: {error}")
                 await asyncio.sleep(ROUND_SECONDS)
                 continue
-            self._start(self._greet(peer))
+            greeting = asyncio.create_task(self._greet(peer))
+            self._greetings.add(greeting)
+            greeting.add_done_callback(self._greetings.discard)
 
     async def _greet(self, peer: socket.socket) -> None:
         self._accepted += 1
         connection = Connection(self.sessions, clock.mono(), self._accepted)
+        self._placed.add(connection)
+        self._patience.append(connection)
         try:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
             patience = JOIN_SECONDS if self._tls else None
-            self._placed.add(connection)
-            self._patience.append(connection)
             await self._loop.connect_accepted_socket(lambda: connection, peer, ssl=self._tls, ssl_handshake_timeout=patience)
-        except (TimeoutError, OSError, ssl.SSLError) as error:
+        except Exception as error:  # whatever it was, one peer's handshake costs nobody else anything
             self.sessions.say(logging.WARNING, "handshake", f"a TLS handshake failed: {error or 'nothing came in time'}")
             self._freed(connection)
             peer.close()

@@ -37,6 +37,8 @@ from lepton_trainer.protocol.messages import (
 TELEMETRY_PER_SECOND = 1000.0
 """Above so many agents each is asked to speak less often than once a second."""
 KEYS_EVERY_SECONDS = 5.0
+KEYS_GRACE_SECONDS = 10.0
+"""So long a coordinator that has just started may still be waiting for the keys: agents that it cannot judge yet come back soon."""
 SAY_EVERY_SECONDS = 10.0
 STUCK_SECONDS = 10.0
 REVIEWS_AT_ONCE = 64
@@ -68,6 +70,7 @@ class Sessions:
         self._review = False
         self._keys: Keys | None = None
         self._keys_asked = float("-inf")
+        self._began = clock().mono
         self._deadline = 0.0
         self._leading = False
         self._pings = 0
@@ -242,7 +245,8 @@ class Sessions:
     def _reject(self, connection: Connection, join: Join, error: Unidentified) -> None:
         if isinstance(error, UnknownKey):
             self._want_keys(error.kid)
-        soon = isinstance(error, UnknownKey) or error.code in (NOT_LEADER, UNKNOWN_WORKER, OVERLOADED)
+        starting = self._keys is None and self._clock().mono - self._began < KEYS_GRACE_SECONDS
+        soon = starting or isinstance(error, UnknownKey) or error.code in (NOT_LEADER, UNKNOWN_WORKER, OVERLOADED)
         if error.code != NOT_LEADER:
             who = f"worker {join.worker} ({join.worker_uid}, from {connection.peer})"
             self.say(logging.WARNING, f"{error.code} {join.job}", f"{who} may not join: {error}", join.job)

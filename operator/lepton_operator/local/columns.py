@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lepton_operator import view
+from lepton_operator.decision import view
 from lepton_operator.job import parse_time
 from lepton_operator.status import read_status
 

@@ -46,6 +46,7 @@ def outfit(run: RunDirectory, manifest: Manifest, job: Job, name: str, uid: str,
     values = {**os.environ, "PYTHONUNBUFFERED": "1", **user}
     values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{values.get('PATH', os.defpath)}"
     values["PYTHONPATH"] = os.pathsep.join(filter(None, [values.get("PYTHONPATH", ""), str(TRAINER_ROOT)]))
+    values.setdefault("OMP_NUM_THREADS", str(_threads(job)))
     values |= _own(run, job, name, uid, index) | _devices(job, index)
     if checkpoints is not None:
         values[names.CHECKPOINT_DIR] = str(checkpoints)
@@ -66,22 +67,12 @@ def agent_directory(uid: str) -> Path:
 
 
 def _directory(run: RunDirectory, manifest: Manifest, job: Job) -> Path:
-    """Code from a ConfigMap lies in a folder of its own; else `workingDir` counts from where the manifest lies.
-
-    A path of an image that this machine does not have means the manifest's folder.
-    """
+    """Code from a ConfigMap lies in a folder of its own; else it is `workingDir` where this machine has it, else the manifest's folder."""
     code = job.trainer.code_config_map
     if code:
         return _unpack(run.code / code, manifest, code)
-    wanted = Path(job.trainer.working_dir or ".")
-    if wanted.is_absolute():
-        return wanted if wanted.is_dir() else manifest.directory
-    directory = manifest.directory / wanted
-    if not directory.is_dir():
-        raise ManifestError(
-            f"spec.trainer.workingDir: {directory} is no directory: write a path from the manifest's folder"
-        )
-    return directory
+    wanted = Path(job.trainer.working_dir or manifest.directory)
+    return wanted if wanted.is_dir() else manifest.directory
 
 
 def _unpack(folder: Path, manifest: Manifest, name: str) -> Path:
@@ -130,6 +121,11 @@ def _own(run: RunDirectory, job: Job, name: str, uid: str, index: int) -> dict[s
         patterns: list[dict[str, Any]] = [{"name": entry.name, "pattern": entry.pattern} for entry in job.from_logs]
         own[names.LOG_PATTERNS] = json.dumps(patterns)
     return own
+
+
+def _threads(job: Job) -> int:
+    """Of one rank: workers that share a machine share its cores, and more threads than cores wait for each other."""
+    return max(1, len(os.sched_getaffinity(0)) // (job.workers.replicas * job.workers.procs))
 
 
 def _devices(job: Job, index: int) -> dict[str, str]:

@@ -75,6 +75,14 @@ class LocalCoordinator:
     def drops_recent(self, seconds: float) -> list[tuple[str, str]]:
         return self._link.drops_recent(seconds)
 
+    @property
+    def listening_since(self) -> float:
+        return self._link.listening_since
+
+    @property
+    def settled(self) -> float:
+        return self._link.settled
+
 
 class Interrupts:
     """SIGINT, SIGTERM and SIGHUP: the first asks for an end in good order, a second one for an end at once."""
@@ -126,7 +134,10 @@ class LocalRun:
         )
         try:
             port = await self._probes.start(self._options.metrics_port, LOOPBACK)
-            await self._link.start()
+            try:
+                await self._link.start()
+            except RuntimeError as error:
+                raise OSError(str(error)) from None
             self._link.lead(clock.mono() + FOREVER)
             self._run.write_addresses(f"tcp://{LOOPBACK}:{self._link.port}", f"http://{LOOPBACK}:{port}/metrics")
             self._screen.begin(port, self._substrate.find() if prepared.goes_on else 0, prepared.checkpoints)
@@ -141,6 +152,10 @@ class LocalRun:
             await self._probes.stop()
             await self._link.stop()
             self._screen.end()
+
+    def agents(self) -> list[Agent]:
+        """What is known of the job's agents now."""
+        return self._link.agents(self.key)
 
     async def _serve(self, reconciler: Reconciler, interrupts: Interrupts) -> Status | None:
         """The final status, or None when interrupted."""
@@ -172,7 +187,7 @@ class LocalRun:
         while True:
             body = self._run.read()
             status = read_status(body["status"]) if body is not None else Status()
-            self._screen.show(status, self._link.agents(self.key))
+            self._screen.show(status, self.agents())
             if conditions.is_true(status.conditions, conditions.FINISHED):
                 return status
             await asyncio.sleep(SHOW_SECONDS)
@@ -206,10 +221,10 @@ class LocalRun:
     async def _end_gently(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + END_SECONDS
-        running = [agent for agent in self._link.agents(self.key) if agent.connected and agent.state.phase == messages.RUNNING]
+        running = [agent for agent in self.agents() if agent.connected and agent.state.phase == messages.RUNNING]
         if running and all(agent.state.can_stop for agent in running):
             self._coordinator.stop_together()
-            while any(a.connected and a.state.phase == messages.RUNNING for a in self._link.agents(self.key)):
+            while any(a.connected and a.state.phase == messages.RUNNING for a in self.agents()):
                 if loop.time() > deadline:
                     break
                 await asyncio.sleep(0.02)

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lepton_operator import view
+from lepton_operator.decision import view
 from lepton_operator.local.follow import Follower
 from lepton_operator.local.store import RunDirectory
 from lepton_operator.local.validation import NOT_CHECKED
@@ -52,9 +52,7 @@ class Screen:
         if adopted:
             self.say(f"{adopted} living workers of an earlier run were taken up")
         if checkpoints:
-            self.say(
-                f"checkpoints of an earlier job are in {checkpoints}; --fresh forgets them"
-            )
+            self.say(f"checkpoints of an earlier job are in {checkpoints}; --fresh forgets them")
         self._thread.start()
 
     def say(self, text: str) -> None:

@@ -5,11 +5,12 @@ import json
 import os
 import re
 import signal
+import ssl
 import sys
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,14 @@ class Coordinator:
         self.on_state: Callable[[int, m.State], None] = lambda worker, state: None
         self.port = 0
         self.beating = True
+        self.tls: ssl.SSLContext | None = None
         self._beats: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
         self._seq = 0
         self._server: asyncio.Server | None = None
 
     async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         self._beats = asyncio.create_task(self._beat())
 
@@ -191,7 +193,8 @@ class AgentProcess:
         return self.process.pid
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has ended, and its exit status is on its way to us
+            os.kill(self.pid, number)
 
     async def ended(self, seconds: float = 15.0) -> int:
         return await asyncio.wait_for(self.process.wait(), seconds)
@@ -315,7 +318,7 @@ async def start_agent(
     run_dir.mkdir(exist_ok=True)
     marker = uuid.uuid4().hex
     log = run_dir / "agent.log"
-    python = env.pop("AGENT_PYTHON", sys.executable)
+    program = env.pop("AGENT", f"{sys.executable} -m lepton_trainer.agent").split()
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("LEPTON_", "OMP_"))}
     variables |= {
         "PYTHONPATH": str(SOURCE),
@@ -336,7 +339,7 @@ async def start_agent(
     } | env
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            python, "-m", "lepton_trainer.agent", "--", *command, cwd=cwd or tmp_path, env=variables, stdout=file, stderr=file
+            *program, "--", *command, cwd=cwd or tmp_path, env=variables, stdout=file, stderr=file
         )
     return AgentProcess(process, run_dir, marker, log)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lepton_trainer.protocol import messages as m
-from local.agent.coordinator_double import agents, alive, coordinator, wait_for
+from local.agent.coordinator_double import agents, alive, coordinator, start_agent, wait_for
 
 
 def script(tmp_path: Path, text: str) -> list[str]:
@@ -105,7 +105,11 @@ async def test_processes_in_sessions_of_their_own_do_not_outlive_the_generation(
     async with coordinator() as it, agents(tmp_path, it, command) as (agent,):
         await it.form(1, [0])
         await wait_for(lambda: len(agent.processes()) == 4)
-        it.order(0, generation=1, shutdown=m.REMOVED)
+        before = set(agent.processes()) - {agent.pid}
+        it.order(0, **it.members(2, [0])[0])
+        await it.until_phase(m.PREPARED, 0, generation=2)
+        assert not before & set(agent.processes())
+        it.order(0, generation=2, shutdown=m.REMOVED)
         assert await agent.ended() == 1
         assert not agent.processes()
 
@@ -192,6 +196,75 @@ async def test_an_agent_leaves_a_silent_coordinator_and_joins_again(tmp_path: Pa
         it.welcome, it.beating = m.Welcome(m.VERSION, silence_seconds=0.4), False
         async with agents(tmp_path, it, command) as _:
             await it.until(lambda: it.peers[0].connections >= 2, 3)
+
+
+async def test_orders_to_prepare_and_to_start_in_one_packet_start(tmp_path: Path) -> None:
+    command = script(tmp_path, "import time; time.sleep(60)")
+    async with coordinator() as it, agents(tmp_path, it, command) as (agent,):
+        fields = it.members(1, [0])[0]
+        it.order(0, **fields)
+        it.order(0, **fields, master_port=4242)
+        await it.until_phase(m.RUNNING, 0)
+        assert list(agent.ranks) == [0]
+
+
+async def test_a_flood_without_line_ends_and_a_line_of_megabytes_cost_the_agent_little_memory(tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import sys, time
+        for n in range(400):
+            sys.stdout.write(f"\\r{n} of 400")
+            sys.stdout.flush()
+            time.sleep(0.005)
+        sys.stdout.buffer.write(b"x" * (4 << 20) + b"caf\\xe9 \\x00 \\x1b[31mthe end\\x1b[0m\\n")
+        sys.exit(1)
+        """,
+    )
+    async with coordinator() as it, agents(tmp_path, it, command) as (agent,):
+        before = peak_memory(agent.pid)
+        await it.form(1, [0])
+        await it.until_phase(m.FAILED, 0)
+        (exit_,) = it.peers[0].state.exits
+        assert exit_.log_tail.endswith("caf\ufffd  the end") and len(exit_.log_tail.encode()) <= 2048
+        assert peak_memory(agent.pid) - before < 20 << 10
+
+
+def peak_memory(pid: int) -> int:
+    """KiB."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+async def test_numbers_are_taken_out_of_the_log_of_the_lowest_rank(tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import os, time
+        for step in range(1, 4):
+            print(f"step {step} loss {step * (1 + int(os.environ['RANK']))}", flush=True)
+        time.sleep(60)
+        """,
+    )
+    patterns = '[{"name": "step", "pattern": "step (\\\\d+)"}, {"name": "loss", "pattern": "loss ([0-9.]+)"}]'
+    async with coordinator() as it, agents(tmp_path, it, command, procs=2, LEPTON_METRICS_FROM_LOGS=patterns) as _:
+        await it.form(1, [0])
+        await it.until(lambda: it.peers[0].progress.step == 3)
+        assert it.peers[0].progress.loss == "3.0" and not it.peers[0].progress.reported
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("LEPTON_COORDINATOR", "", "LEPTON_COORDINATOR is not set"),
+        ("LEPTON_PROCS_PER_WORKER", "many", "LEPTON_PROCS_PER_WORKER is 'many'"),
+        ("LEPTON_METRICS_FROM_LOGS", '[{"name": "loss", "pattern": "(a+)+"}]', "repeats a repeat"),
+    ],
+)
+async def test_wrong_settings_end_the_agent_with_a_sentence(tmp_path: Path, variable: str, value: str, says: str) -> None:
+    async with coordinator() as it:
+        agent = await start_agent(tmp_path, it, ["true"], **{variable: value})
+        assert await agent.ended() == 2
+        assert says in agent.output() and "Traceback" not in agent.output()
 
 
 async def test_metrics_and_health_are_served(tmp_path: Path) -> None:

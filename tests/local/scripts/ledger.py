@@ -1,7 +1,8 @@
 """A small data-parallel training that writes down what it did, and does to itself what a test asks for.
 
 The ledger has one line per start (`start GENERATION RANK WORLD RESUMED PID PORT`) and one per rank and step
-(`step GENERATION STEP RANK SAMPLE...`), written when the step's all-reduce is done. A fault is a file: `fault-RANK`, holding a word.
+(`step GENERATION STEP RANK SAMPLE...`), written when the step's all-reduce is done. A fault is a file, `fault-RANK` or
+`start-fault-RANK`, holding a word.
 """
 
 import argparse
@@ -25,7 +26,6 @@ parser.add_argument("--steps", type=int, default=100_000, help="the last step, u
 parser.add_argument("--every", type=int, default=5, help="steps from one checkpoint to the next")
 parser.add_argument("--seconds", type=float, default=0.02, help="of a step")
 parser.add_argument("--stop", action="store_true", help="call should_stop()")
-parser.add_argument("--start-fault", default="", help="a fault to commit at every start, before the first step")
 options = parser.parse_args()
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -52,6 +52,15 @@ def commit(fault: str) -> None:
     time.sleep(60)
 
 
+def fall(name: str) -> None:
+    """Commits the fault in the file `name`-RANK, if there is one, once."""
+    file = options.ledger / f"{name}-{rank}"
+    if file.exists():
+        word = file.read_text()
+        file.unlink()
+        commit(word)
+
+
 def save(step: int) -> None:
     part = folder / f".step-{step}.part"
     part.write_text(json.dumps({"step": step}))
@@ -72,17 +81,12 @@ def resumed() -> int:
 torch.set_num_threads(1)
 step = resumed()  # before the group is there, and so before anybody can write another
 note(f"start {generation} {rank} {world} {step} {os.getpid()} {os.environ['MASTER_PORT']}")
-if options.start_fault:
-    commit(options.start_fault)
+fall("start-fault")
 dist.init_process_group("gloo")
 end = float(options.steps)
 while step < end:
     step += 1
-    fault = options.ledger / f"fault-{rank}"
-    if fault.exists():
-        word = fault.read_text()
-        fault.unlink()
-        commit(word)
+    fall("fault")
     samples = range((step - 1) * BATCH + rank, step * BATCH, world)
     told = torch.tensor([float(sum(samples)), float(last_step()) if rank == 0 else 0.0], dtype=torch.float64)
     time.sleep(options.seconds)

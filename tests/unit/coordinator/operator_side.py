@@ -32,4 +32,6 @@ class Operator:
 
     async def join(self, worker: int = 0, **changes: Any) -> SimulatedAgent:
         agent = await SimulatedAgent(worker=worker, **changes).connect(self.link.port)
-        return await agent.until(lambda a: a.welcome and a.order)
+        await agent.until(lambda a: a.welcome and a.order)
+        await self.until(lambda: (known := self.agent(agent.uid, agent.boot)) and known.connected)
+        return agent

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 
-from lepton_operator.certificates import new_authority, new_leaf
+from lepton_operator.pods.certificates import new_authority, new_leaf
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -166,7 +166,7 @@ class Network:
 MOVES = st.tuples(st.sampled_from(("publish", "down", "repeat", "late", "up", "up-twice", "cut", "restart")), st.integers(0, 2))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(MOVES, max_size=60))
 def test_whatever_is_lost_repeated_or_reordered_the_newest_generation_starts_everywhere(moves: list[tuple[str, int]]) -> None:
     network = Network(3)

@@ -147,7 +147,7 @@ async def test_a_coordinator_that_is_killed_comes_back_on_the_same_port_and_goes
     await again.until(lambda a: a.order)
     await operator.until(lambda: operator.agent("pod-0").connected)
     assert again.order is not None and again.order.generation == 1
-    assert before < operator.link.settled <= operator.agent("pod-0").since
+    assert operator.link.settled > before
 
 
 async def test_workers_that_are_none_any_more_are_let_go(operator: Operator) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from lepton_operator import clock
-from lepton_operator.certificates import Authority, new_authority, new_leaf
 from lepton_operator.coordinator.identity import Claims, Unidentified
 from lepton_operator.coordinator.link import CoordinatorLink
 from lepton_operator.coordinator.tls import TlsFiles
+from lepton_operator.pods.certificates import Authority, new_authority, new_leaf
 from lepton_trainer.protocol import messages as m
 from simulated_agent import SimulatedAgent
 from unit.coordinator.cluster_tokens import ISSUER, Cluster

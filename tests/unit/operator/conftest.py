@@ -3,7 +3,7 @@
 import pytest
 
 from builders.fake_api import FakeApi
-from lepton_operator.api import Api
+from lepton_operator.pods.api import Api
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from builders.fake_api import status
-from lepton_operator.authority import AuthorityError, AuthoritySecret, LeafFiles
-from lepton_operator.certificates import new_authority
+from lepton_operator.pods.authority import AuthorityError, AuthoritySecret, LeafFiles
+from lepton_operator.pods.certificates import new_authority
 from lepton_operator.substrate import Gone
 
 NOW = datetime.now(UTC)

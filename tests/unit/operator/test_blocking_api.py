@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from builders.lease_store import HttpStore, trickling_server
-from lepton_operator.blocking_api import BlockingApi, Unanswered
-from lepton_operator.certificates import new_authority, new_leaf
+from lepton_operator.pods.blocking_api import BlockingApi, Unanswered
+from lepton_operator.pods.certificates import new_authority, new_leaf
 
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/lepton/leases/lease"
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.api_objects import copied, job_body, node_body, owner, pod_body
-from lepton_operator.cache import JOBS, NODES, PODS, Cache
 from lepton_operator.job import JobError
+from lepton_operator.pods.cache import JOBS, NODES, PODS, Cache
 
 KEY = "team/digits"
 

@@ -6,10 +6,10 @@ import pytest
 
 from builders.api_objects import job, job_body, owner, pod_body
 from builders.fake_api import status
-from lepton_operator.api import Api, Expired
-from lepton_operator.cache import JOBS, PODS, Cache
-from lepton_operator.client import ClusterSubstrate
-from lepton_operator.manifests import PodDefaults
+from lepton_operator.pods.api import Api, Expired
+from lepton_operator.pods.cache import JOBS, PODS, Cache
+from lepton_operator.pods.client import ClusterSubstrate
+from lepton_operator.pods.manifests import PodDefaults
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
 
 
@@ -34,6 +34,14 @@ async def test_a_created_worker_is_in_the_cache_before_the_call_returns(fake, su
     worker = await substrate.create_worker(job(), "digits-0-aaaaa", 0)
     assert (worker.uid, worker.index, worker.phase) == ("pod-0", 0, "Pending")
     assert cache.workers("job-1") == [worker] and worker.template
+
+
+async def test_a_variable_of_ours_in_the_template_is_reported(fake, substrate):
+    fake.answers = [created]
+    template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "RANK", "value": "7"}]}]}}
+    await substrate.create_worker(job(workers={"template": template}), "digits-0-aaaaa", 0)
+    _, (_, path, event) = fake.requests
+    assert path.startswith("/apis/events.k8s.io/v1/") and event["reason"] == "EnvironmentIgnored" and "RANK" in event["note"]
 
 
 async def test_a_create_that_arrived_before_counts_as_success(fake, substrate, cache):
@@ -140,6 +148,19 @@ async def test_a_status_that_lost_the_race_is_no_failure(fake, substrate, answer
     fake.answers = [answer]
     with pytest.raises(error):
         await substrate.write_status(job(), {})
+
+
+async def test_after_a_conflict_the_newest_is_known_before_the_next_plan(fake, substrate, cache):
+    cache.apply(JOBS, job_body(version=100))
+    cache.apply(PODS, pod_body(version=200))
+    fake.answers = [status(409, "Conflict", "modified"), (200, job_body(version=105))]
+    with pytest.raises(Conflict):
+        await substrate.write_status(cache.job("team/digits"), {})
+    assert cache.job("team/digits").resource_version == "105"
+    fake.answers = [status(409, "Conflict", "modified"), (200, pod_body(version=207))]
+    with pytest.raises(Conflict):
+        await substrate.delete_worker(job(), cache.workers("job-1")[0], 0)
+    assert cache.workers("job-1")[0].resource_version == "207"
 
 
 async def test_a_delete_carries_uid_and_version_and_its_answer_enters_the_cache(fake, substrate, cache):

@@ -7,9 +7,9 @@ import pytest
 
 from builders.api_objects import pod_body
 from builders.fake_api import status
-from lepton_operator import diagnosis
-from lepton_operator.cache import PODS, Cache
-from lepton_operator.diagnosis import Diagnosis
+from lepton_operator.pods import diagnosis
+from lepton_operator.pods.cache import PODS, Cache
+from lepton_operator.pods.diagnosis import Diagnosis
 
 STUCK = {"phase": "Pending", "state": {"waiting": {"reason": "ContainerCreating"}}}
 

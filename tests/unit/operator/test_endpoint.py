@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lepton_operator.api import AlreadyExists
-from lepton_operator.endpoint import LeaderEndpoint
+from lepton_operator.pods.api import AlreadyExists
+from lepton_operator.pods.endpoint import LeaderEndpoint
 from lepton_operator.substrate import Conflict, Gone, Unavailable
 
 

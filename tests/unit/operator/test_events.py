@@ -6,8 +6,8 @@ import pytest
 
 from builders.api_objects import job
 from builders.fake_api import status
-from lepton_operator import events
-from lepton_operator.events import Recorder
+from lepton_operator.pods import events
+from lepton_operator.pods.events import Recorder
 from lepton_operator.substrate import Event
 
 
@@ -35,7 +35,7 @@ async def test_the_first_of_each_reason_is_told_at_once(fake, recorder):
 
 
 async def test_in_between_only_the_newest_waits_for_the_minute_to_end(fake, recorder, monkeypatch):
-    monkeypatch.setattr(events, "FIRST_GAP", 0.05)
+    monkeypatch.setattr(events, "FIRST_GAP", 1.0)
     for number in range(20):
         await recorder.emit(job(), warning(f"pod {number} refused"))
     assert len(fake.requests) == 1
@@ -44,7 +44,7 @@ async def test_in_between_only_the_newest_waits_for_the_minute_to_end(fake, reco
 
 
 async def test_the_same_sentence_becomes_a_series_of_one_event(fake, recorder, monkeypatch):
-    monkeypatch.setattr(events, "FIRST_GAP", 0.05)
+    monkeypatch.setattr(events, "FIRST_GAP", 0.5)
     for _ in range(5):
         await recorder.emit(job(), warning("no room"))
     await until(lambda: len(fake.requests) == 2)
@@ -62,7 +62,7 @@ async def test_a_quota_that_refuses_for_ten_minutes_makes_at_most_five_events(fa
 
 
 async def test_a_series_whose_event_is_gone_is_told_anew(fake, recorder, monkeypatch):
-    monkeypatch.setattr(events, "FIRST_GAP", 0.03)
+    monkeypatch.setattr(events, "FIRST_GAP", 0.2)
     fake.answers = [(201, {}), status(404, "NotFound", "gone"), (201, {})]
     await recorder.emit(job(), warning("no room"))
     await recorder.emit(job(), warning("no room"))

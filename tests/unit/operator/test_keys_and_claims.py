@@ -7,11 +7,11 @@ import time
 import pytest
 
 from builders.fake_api import status
-from lepton_operator import claims, keys
-from lepton_operator.claims import Claimants
 from lepton_operator.coordinator.identity import Unidentified
 from lepton_operator.job import format_micro_time
-from lepton_operator.keys import SigningKeys
+from lepton_operator.pods import claims, keys
+from lepton_operator.pods.claims import Claimants
+from lepton_operator.pods.keys import SigningKeys
 from lepton_trainer.protocol.names import TOKEN_AUDIENCE
 
 

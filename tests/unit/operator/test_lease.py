@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.lease_store import HttpStore, LeaseStore
-from lepton_operator import lease as lease_module
-from lepton_operator.blocking_api import BlockingApi
-from lepton_operator.lease import DURATION_SECONDS, LOOK_SECONDS, MARGIN_SECONDS, RENEW_SECONDS, LeaseApi, LeaseKeeper
+from lepton_operator.pods import lease as lease_module
+from lepton_operator.pods.blocking_api import BlockingApi
+from lepton_operator.pods.lease import DURATION_SECONDS, LOOK_SECONDS, MARGIN_SECONDS, RENEW_SECONDS, LeaseApi, LeaseKeeper
 from lepton_operator.worker import Clock
 
 
@@ -226,7 +226,7 @@ MOVES = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(MOVES, max_size=80))
 def test_never_do_two_lead_at_once_and_somebody_leads_in_the_end(moves: list[tuple[int, str, float]]) -> None:
     time, store = Time(), LeaseStore()

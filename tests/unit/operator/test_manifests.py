@@ -4,7 +4,7 @@ import pytest
 
 from builders.api_objects import job
 from lepton_operator import constants as c
-from lepton_operator.manifests import PodDefaults, build_event, build_pod, build_service, owned_env, template_digest
+from lepton_operator.pods.manifests import PodDefaults, build_event, build_pod, build_service, owned_env, template_digest
 from lepton_operator.substrate import Event
 from lepton_trainer.protocol import names
 

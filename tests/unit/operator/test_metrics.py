@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lepton_operator.goodput import PRODUCTIVE, RECOVERING, Account, Counters
+from lepton_operator.decision.goodput import PRODUCTIVE, RECOVERING, Account, Counters
 from lepton_operator.metrics import Metrics
 from lepton_operator.probes import ProbeServer
 from lepton_operator.reconciler import JobSummary

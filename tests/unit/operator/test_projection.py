@@ -3,7 +3,7 @@
 import pytest
 
 from builders.api_objects import node_body, pod_body
-from lepton_operator.projection import read_node_ready, read_pod
+from lepton_operator.pods.projection import read_node_ready, read_pod
 from lepton_operator.worker import Phase
 
 

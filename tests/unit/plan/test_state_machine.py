@@ -70,6 +70,34 @@ class Generations(RuleBasedStateMachine):
     def the_job_is_scaled(self, replicas: int) -> None:
         self.sim.scale(replicas)
 
+    @rule(at=number)
+    def an_agent_is_told_to_leave(self, at: int) -> None:
+        self.sim.leave(self.pick(at))
+
+    @rule(at=number)
+    def a_pod_is_being_deleted(self, at: int) -> None:
+        self.sim.mark_deleting(self.pick(at, agents=False))
+
+    @rule(at=number)
+    def ranks_call_should_stop(self, at: int) -> None:
+        self.sim.can_stop(self.pick(at))
+
+    @rule(at=number)
+    def ranks_stop(self, at: int) -> None:
+        self.sim.stop_ranks(self.pick(at))
+
+    @rule()
+    def the_coordinator_restarts(self) -> None:
+        self.sim.restart_coordinator()
+
+    @rule(at=number, older=number)
+    def an_older_order_arrives_late(self, at: int, older: int) -> None:
+        self.sim.deliver(self.pick(at), older=older)
+
+    @rule(step=st.integers(1, 50))
+    def the_group_steps(self, step: int) -> None:
+        self.sim.step(step)
+
     @rule(seconds=st.sampled_from([0.05, 0.3, 2.0, 12.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
         self.sim.tick(seconds)
@@ -90,6 +118,9 @@ class Generations(RuleBasedStateMachine):
         assert len(running) == wanted, (sim.status, [w for w in sim.workers.values()], [a.state for a in sim.agents.values()])
         assert {agent.state.generation for agent in running} == {sim.status.rendezvous.generation}
         assert sorted(agent.state.group_rank for agent in running) == list(range(wanted))
+        sim.step(1000)
+        sim.decide()
+        sim.decide()
         assert sim.status.state == "Running"
 
 

@@ -11,6 +11,10 @@ if not __package__:  # run as a folder: our package goes last, so that an instal
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 
+elif not getattr(sys.flags, "safe_path", False) and sys.path and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]  # `-m` put the working directory there: a user's queue.py is not ours to import
+
+
 def main(arguments: "list[str]") -> int:
     if len(arguments) == 2 and arguments[0] == "install":
         from lepton_trainer.agent.install import install

@@ -107,7 +107,7 @@ def read_error_file(path: Path) -> Tuple[str, str]:
 def explain(text: str, exit_code: Optional[int], number: Optional[int], oom_killed: bool, error_file: Path) -> Tuple[str, str, bool]:
     """(error, traceback, witness) of a process that failed; `text` is the cleaned end of its output."""
     message, traceback = read_error_file(error_file)
-    if not traceback and number in (None, 6):
+    if not traceback and number in (None, 2, 6):  # a KeyboardInterrupt, an abort
         traceback = find_traceback(text)
     last_lines = [line.strip() for line in text.splitlines() if line.strip()]
     if oom_killed:

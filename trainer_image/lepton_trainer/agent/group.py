@@ -4,6 +4,7 @@ It kills and reaps; whether an end is a failure, and what follows from it, the s
 """
 
 import asyncio
+import errno
 import mmap
 import os
 import socket
@@ -165,7 +166,9 @@ def log_file(rank: Rank) -> Path:
 def cannot_start(settings: Settings, rank: int, local_rank: int, error: OSError) -> ProcessExit:
     """The exit of a rank whose command could not be executed, with what to do about it."""
     program = settings.command[0]
-    if error.errno == 13 or error.errno == 8:
+    if error.errno not in (errno.ENOENT, errno.EACCES, errno.ENOEXEC):
+        code, text = 126, f"{program!r} cannot be started: {error.strerror}"
+    elif error.errno != errno.ENOENT:
         code, text = (
             126,
             f"{program!r} cannot be executed ({error.strerror}): make it executable, or name its interpreter in trainer.command",
@@ -209,8 +212,9 @@ def rank_environment(base: Mapping[str, str], settings: Settings, order: Order, 
             "LEPTON_JOB_FAILURE_COUNT": str(order.restarts),
         }
     )
-    if settings.procs > 1:
-        env.setdefault("OMP_NUM_THREADS", "1")
+    threads = default_threads(settings.procs)
+    if threads:
+        env.setdefault("OMP_NUM_THREADS", threads)
     env.setdefault("PYTHONUNBUFFERED", "1")
     interface = interface_of(settings.host)
     if interface:
@@ -219,6 +223,15 @@ def rank_environment(base: Mapping[str, str], settings: Settings, order: Order, 
         path = env.get("PYTHONPATH")
         env["PYTHONPATH"] = f"{path}:{processes.agent_root()}" if path else processes.agent_root()
     return env
+
+
+def default_threads(procs: int) -> str:
+    """OMP_NUM_THREADS where the user sets none: 1 beside other ranks, as torchrun has it; else the pod's CPU limit, which torch itself
+    does not see: it would start a thread for every core of the node. Empty: torch's own choice."""
+    quota = processes.cpu_quota()
+    if procs > 1:
+        return "1"
+    return str(max(1, int(quota))) if quota and quota < len(os.sched_getaffinity(0)) else ""
 
 
 def base_environment(env: Mapping[str, str]) -> Dict[str, str]:

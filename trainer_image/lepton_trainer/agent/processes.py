@@ -201,6 +201,24 @@ def reap() -> List[Ended]:
         ended.append(Ended(pid, exit_code, number))
 
 
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Optional[float]:
+    """The CPUs that our cgroup may use (v2 cpu.max, v1 cfs quota); None where nothing limits them."""
+    try:
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for folder in (root / path.lstrip("/"), root) if not controllers else (root / "cpu" / path.lstrip("/"), root / "cpu"):
+                if (folder / "cpu.max").is_file():
+                    quota, period = (folder / "cpu.max").read_text().split()
+                elif "cpu" in controllers.split(",") and (folder / "cpu.cfs_quota_us").is_file():
+                    quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
+                else:
+                    continue
+                return int(quota) / int(period) if quota.strip() not in ("max", "-1") else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return None
+
+
 def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name

@@ -33,6 +33,7 @@ class Settings:
     grace_seconds: float
     metrics_port: int
     run_dir: Path
+    own_run_dir: bool  # we made it, we remove it
     termination_log: str
     warm_start: bool
     preload: Tuple[str, ...]
@@ -68,6 +69,7 @@ def read(env: Mapping[str, str], command: Sequence[str]) -> Settings:
         grace_seconds=_number(env, names.GRACE_SECONDS, 30),
         metrics_port=int(_number(env, names.METRICS_PORT, names.AGENT_METRICS_PORT)),
         run_dir=_run_dir(env),
+        own_run_dir=not env.get(names.RUN_DIR),
         termination_log=_termination_log(env),
         warm_start=env.get(names.WARM_START, "1") != "0",
         preload=tuple(name.strip() for name in env.get(names.PRELOAD, "").split(",") if name.strip()),

@@ -7,6 +7,7 @@ older one at once; a lower one is refused. Without a coordinator training goes o
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import time
 from typing import Any, Callable, Coroutine, Dict, List, Mapping, Optional
@@ -52,7 +53,8 @@ class Supervisor:
         self._phase = m.IDLE
         self._generation = 0
         self._highest = 0
-        self._order = m.Order(seq=0)
+        self._order = m.Order(seq=0)  # the newest
+        self._told = self._order  # the one of `_generation`
         self._group: Optional[Group] = None
         self._work: "Optional[asyncio.Task[None]]" = None
         self._polling: "Optional[asyncio.Task[None]]" = None
@@ -100,6 +102,8 @@ class Supervisor:
         processes.send(processes.descendants([os.getpid()]), signal.SIGKILL)
         if self._group is not None:
             self._group.close()
+        if self._settings.own_run_dir:
+            shutil.rmtree(self._settings.run_dir, ignore_errors=True)
         self._output.drain()
         return code
 
@@ -205,9 +209,9 @@ class Supervisor:
             phase=self._phase,
             generation=self._generation,
             highest=self._highest,
-            group_rank=self._order.group_rank,
-            group_size=self._order.group_size,
-            digest=self._order.digest,
+            group_rank=self._told.group_rank,
+            group_size=self._told.group_size,
+            digest=self._told.digest,
             store_port=self._store_port,
             exits=tuple(self._group.exits[:8]) if self._group is not None else (),
             leaving=self._leaving,
@@ -272,7 +276,7 @@ class Supervisor:
         if order.group_rank == 0:
             port = await self._open_store()
         self._store_port = port
-        self._generation = order.generation
+        self._generation, self._told = order.generation, order
         self._phase = m.PREPARED
         self._timings["prepared"] = time.time()
         self._tell()

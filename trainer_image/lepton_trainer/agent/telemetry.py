@@ -4,10 +4,12 @@ Everything is read from the ranks' memory when somebody asks; nothing is done pe
 """
 
 import math
+import signal
 import statistics
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, Pattern, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Pattern, Sequence, Tuple
 
 from lepton_trainer.agent.settings import Settings
 from lepton_trainer.protocol.messages import Progress
@@ -168,15 +170,40 @@ class LogMatcher:
     def _search(self, text: str) -> Dict[str, float]:
         found: Dict[str, float] = {}
         for name, pattern in list(self._patterns):
-            start = time.monotonic()
-            match = pattern.search(text)
-            if time.monotonic() - start > SLOW_PATTERN_SECONDS:
+            try:
+                with _interrupted(SLOW_PATTERN_SECONDS):
+                    match = pattern.search(text)
+            except _TooSlow:
                 self._patterns.remove((name, pattern))
-                self._log(f"metrics.fromLogs: the pattern for {name} took over {SLOW_PATTERN_SECONDS:g} s on one line: not used any more")
+                self._log(
+                    f"metrics.fromLogs: the pattern for {name} takes over {SLOW_PATTERN_SECONDS:g} s on a line of {len(text)} characters: "
+                    "not used any more; write it with fewer repeats"
+                )
+                continue
             value = number(match) if match is not None else None
             if value is not None:
                 found[name] = value
         return found
+
+
+class _TooSlow(Exception):
+    """A search took too long."""
+
+
+@contextmanager
+def _interrupted(seconds: float) -> Iterator[None]:
+    """Raises `_TooSlow` in the block after `seconds`; `re` looks for signals while it backtracks. Main thread only."""
+
+    def interrupt(*_: Any) -> None:
+        raise _TooSlow
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _line(name: str, labels: str, value: float) -> str:

@@ -1,8 +1,8 @@
 """The regular expressions of `metrics.fromLogs`: which are allowed, checked the same way by the operator and by the agent.
 
 Python's `re` backtracks, and a pattern such as `(a+)+$` takes exponential time. So what can do that is refused with a sentence (nested or
-many wide repeats, back-references, look-around), and a line is cut before it is searched. What remains is polynomial in `LINE_LIMIT`; the
-agent drops a pattern that was slow once. Standard library only, Python >= 3.9.
+many wide repeats, back-references, look-around), and a line is cut before it is searched. What remains is polynomial in `LINE_LIMIT`, and
+the agent interrupts a search that takes long and drops its pattern. Standard library only, Python >= 3.9.
 """
 
 import json

@@ -287,4 +287,5 @@ class WarmParent:
     def close(self) -> None:
         if self.pid:
             processes.send([self.pid], 9)
+            self.pid = 0  # its end is nobody's concern any more
         self._close_pipes()

@@ -76,8 +76,9 @@ def run(target: Dict[str, Any]) -> NoReturn:
     _fresh_signals()
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    if hasattr(sys, "orig_argv"):
-        sys.orig_argv[:] = target["command"]
+    original = getattr(sys, "orig_argv", None)  # since 3.10
+    if original is not None:
+        original[:] = target["command"]
     safe_path = bool(getattr(sys.flags, "safe_path", False)) or bool(sys.flags.isolated)
     code: Any = 0
     failure: Optional[BaseException] = None
@@ -104,7 +105,7 @@ def run(target: Dict[str, Any]) -> NoReturn:
 
 
 def _run_file(module: types.ModuleType, target: Dict[str, Any], safe_path: bool) -> None:
-    path = os.path.abspath(target["path"])
+    path = os.path.join(os.getcwd(), target["path"])  # not normalised, as CPython leaves it
     sys.argv[:] = [target["path"], *target["args"]]
     if not safe_path:
         sys.path.insert(0, os.path.dirname(os.path.realpath(path)))

@@ -1,0 +1,66 @@
+"""How a job ends: the verdict, once, and then the winding down until nothing of it runs."""
+
+from dataclasses import replace
+
+from lepton_operator import conditions
+from lepton_operator.decision.draft import Draft
+from lepton_operator.decision.world import Delete
+from lepton_operator.status import Time
+from lepton_operator.worker import Phase, Worker
+from lepton_trainer.protocol import messages
+
+WIND_DOWN_SECONDS = 15.0
+"""A finished job's worker that no agent speaks for is deleted after so long."""
+DEAF_SECONDS = 60.0
+"""... and one whose agent was told and does not end, after so long."""
+
+
+def complete(draft: Draft) -> None:
+    message = "every worker ended with success"
+    draft.event("Normal", "Completed", f"all {len(draft.judgements)} workers ended with success")
+    draft.condition(conditions.COMPLETE, True, "Completed", message)
+    draft.status = replace(draft.status, state="Complete", reason="Completed", message=message, completion_time=Time(draft.now.wall))
+
+
+def fail(draft: Draft, reason: str, message: str) -> None:
+    draft.failed = True
+    draft.event("Warning", reason, message)
+    draft.condition(conditions.FAILED, True, reason, message)
+    about = message[: conditions.MESSAGE_LIMIT]
+    draft.status = replace(draft.status, state="Failed", reason=reason, message=about, completion_time=Time(draft.now.wall))
+
+
+def wind_down(draft: Draft) -> None:
+    """The job's verdict is written: agents are told, whoever does not listen is deleted, and then it is Finished.
+
+    A worker that appears after that (a creation that was under way) meets the same end, and nothing else changes.
+    """
+    done = draft.has_been(conditions.COMPLETE)
+    since = draft.memory.ended if draft.memory.ended is not None else _ended(draft)
+    draft.remember(ended=since)
+    running = [w for w in draft.world.workers if w.phase in (Phase.PENDING, Phase.RUNNING) and not (w.deleting and not w.node_ready)]
+    for worker in running:
+        draft.shutdown[worker.uid] = messages.COMPLETE if done else messages.JOB_FAILED
+        left = _patience(draft, worker, since)
+        if left <= 0 and not worker.deleting:
+            draft.deletes.append(Delete(worker, "the job has ended", None if worker.node_ready else 0.0))
+        draft.wait(left if left > 0 else WIND_DOWN_SECONDS)
+    if running or draft.has_been(conditions.FINISHED):
+        return
+    reason, result = ("JobComplete", "complete") if done else ("JobFailed", "failed")
+    draft.condition(conditions.FINISHED, True, reason, f"the job is {result} and no worker runs any more")
+
+
+def _ended(draft: Draft) -> float:
+    """When the verdict was written, on the clock of this machine; it survives a restart of the operator."""
+    completed = draft.observed.completion_time
+    return draft.now.mono - (max(0.0, draft.now.wall - completed) if completed else 0.0)
+
+
+def _patience(draft: Draft, worker: Worker, since: float) -> float:
+    """Seconds that a worker is still given to end by itself."""
+    if draft.speaker(worker) is not None:
+        return since + DEAF_SECONDS - draft.now.mono
+    if worker.phase is Phase.PENDING:
+        return 0.0
+    return max(since, draft.world.leading_since, draft.world.listening_since) + WIND_DOWN_SECONDS - draft.now.mono

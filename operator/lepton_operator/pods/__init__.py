@@ -1,0 +1,1 @@
+"""The first substrate: workers are pods of a cluster. Everything that speaks with a Kubernetes API is here."""

@@ -1,0 +1,105 @@
+"""Progress over generations, rates, numbers out of logs, and the text that Prometheus reads."""
+
+import time
+
+from lepton_trainer.agent.telemetry import LogMatcher, Meter
+from lepton_trainer.protocol.patterns import check
+from lepton_trainer.protocol.slot import SIZE, SlotReader
+from lepton_trainer.report import Reporter
+
+
+class Ticking:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def slot(clock: Ticking) -> tuple[Reporter, SlotReader]:
+    buffer = bytearray(SIZE)
+    return Reporter(buffer, clock), SlotReader(buffer)
+
+
+def test_counters_go_on_over_generations_and_levels_stay_until_the_next_report() -> None:
+    clock = Ticking()
+    meter = Meter(clock)
+    first, reader = slot(clock)
+    meter.begin(1, [reader], None)
+    for step in (1, 2, 3):
+        clock.now += 1
+        first.report(step=step, loss=0.5, samples=10, metrics={"accuracy": 0.9})
+    assert meter.progress().first_step == 1
+    meter.end()
+    second, reader = slot(clock)
+    meter.begin(2, [reader], None)
+    between = meter.progress()
+    assert (between.step, between.loss, between.samples_total, between.steps_total) == (3, "0.5", 30, 3)
+    assert (between.first_step, between.samples_per_second, between.step_age) == (None, None, None)
+    clock.now += 1
+    second.report(step=2, loss=0.25, samples=10)
+    after = meter.progress()
+    assert (after.generation, after.step, after.loss, after.samples_total, after.steps_total) == (2, 2, "0.25", 40, 4)
+    assert (after.first_step, after.first_step_time, after.metrics) == (2, clock.now, {"accuracy": "0.9"})
+
+
+def test_the_rate_is_taken_between_steps_and_falls_when_they_stop() -> None:
+    clock = Ticking()
+    meter = Meter(clock)
+    reporter, reader = slot(clock)
+    meter.begin(1, [reader], None)
+    reporter.report(step=0, samples=0)
+    for step in range(1, 41):
+        clock.now += 0.5
+        reporter.report(step=step, samples=32, tokens=320)
+        meter.progress()
+    assert abs((meter.progress().samples_per_second or 0) - 64) < 1e-6
+    assert abs((meter.progress().tokens_per_second or 0) - 640) < 1e-6
+    assert meter.progress().step_seconds == 0.5
+    clock.now += 30
+    assert (meter.progress().samples_per_second or 0) < 20 and meter.progress().step_age == 30
+
+
+def test_the_lowest_rank_that_reports_is_read() -> None:
+    clock = Ticking()
+    meter = Meter(clock)
+    (_, silent), (reporter, reader) = slot(clock), slot(clock)
+    meter.begin(1, [silent, reader], None)
+    assert not meter.progress().reported
+    reporter.report(step=5, loss=1.0)
+    assert meter.progress().step == 5 and meter.progress().reported
+
+
+def test_a_loss_that_is_not_finite_travels_as_text() -> None:
+    clock = Ticking()
+    meter = Meter(clock)
+    reporter, reader = slot(clock)
+    meter.begin(1, [reader], None)
+    reporter.report(step=1, loss=float("nan"))
+    assert (meter.progress().loss, meter.progress().nonfinite_total) == ("nan", 1)
+
+
+def matcher(*patterns: tuple[str, str]) -> tuple[LogMatcher, list[str]]:
+    said: list[str] = []
+    return LogMatcher([(name, check(name, pattern)) for name, pattern in patterns], said.append), said
+
+
+def test_numbers_come_out_of_the_log_of_a_script_that_reports_nothing() -> None:
+    found, _ = matcher(("step", r"step (\d+)"), ("loss", r"loss ([\d.]+|nan)"), ("samples_per_second", r"([\d.]+) img/s"))
+    meter = Meter()
+    meter.begin(1, [], found)
+    for line in ("loss 9.0", "step 1 loss 2.0", "nothing", "step 2", "loss 1.5 at 640.5 img/s"):
+        found.line(line)
+    progress = meter.progress()
+    assert (progress.step, progress.loss, progress.steps_total, progress.samples_per_second) == (2, "1.5", 2, 640.5)
+    assert not progress.reported
+
+
+def test_a_pattern_that_stalls_is_interrupted_dropped_and_named() -> None:
+    found, said = matcher(("loss", r"(\d+)\s*\d*\s*\d*\s*\d*x"), ("step", r"step (\d+)"))
+    start = time.monotonic()
+    found.line("1" * 5000)
+    assert time.monotonic() - start < 1
+    assert len(said) == 1 and "the pattern for loss" in said[0]
+    found.line("step 3 " + "1" * 1000)
+    assert found.slot.snapshot().step == 3

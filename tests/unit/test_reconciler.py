@@ -1,0 +1,208 @@
+"""Carrying a plan out: what is published, created and told when writes succeed, conflict or are refused."""
+
+import asyncio
+import copy
+from typing import Any
+
+import pytest
+
+from lepton_operator import conditions
+from lepton_operator.job import Job, JobError, read_job, read_stub
+from lepton_operator.reconciler import Reconciler
+from lepton_operator.status import read_status
+from lepton_operator.substrate import Conflict, Event, Rejected, Unavailable
+from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
+from lepton_trainer.protocol import messages as m
+from simulation import manifest
+
+KEY = "team/digits"
+
+
+class Substrate:
+    """One job and its workers in memory, with faults on demand."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.body = manifest(2, 1, **spec)
+        self.made: dict[str, Worker] = {}
+        self.asked: list[str] = []
+        self.events: list[Event] = []
+        self.faults: list[Exception] = []
+        self.conflicts = 0
+        self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
+
+    def job(self, key: str) -> Job | None:
+        try:
+            return read_job(copy.deepcopy(self.body))
+        except JobError as error:
+            raise JobError(str(error), read_stub(self.body)) from None
+
+    def workers(self, job: Job) -> list[Worker]:
+        return list(self.made.values())
+
+    async def create_worker(self, job: Job, name: str, index: int) -> Worker:
+        self.asked.append(name)
+        if self.faults:
+            raise self.faults.pop(0)
+        self.made[name] = Worker(name, f"uid-{name}", index, Phase.RUNNING)
+        return self.made[name]
+
+    async def delete_worker(self, job: Job, worker: Worker, grace_seconds: float | None) -> None:
+        del self.made[worker.name]
+
+    async def write_status(self, job: Job, status: dict[str, Any]) -> None:
+        if self.unknown & set(status):
+            raise Rejected("Invalid", f"{self.unknown & set(status)}: Invalid value")
+        if self.conflicts:
+            self.conflicts -= 1
+            raise Conflict("changed")
+        self.body["status"] = status
+        self.body["metadata"]["resourceVersion"] = str(int(self.body["metadata"]["resourceVersion"]) + 1)
+
+    async def ensure_service(self, job: Job) -> None:
+        raise AssertionError("nobody asked for a Service")
+
+    async def emit(self, job: Job, event: Event) -> None:
+        self.events.append(event)
+
+
+class Coordinator:
+    listening_since = 0.0
+    settled = 0.0
+
+    def __init__(self, substrate: Substrate) -> None:
+        self._substrate = substrate
+        self.order: GroupOrder | None = None
+        self.joined = False
+        self.dropped: list[str] = []
+        self.drops: list[tuple[str, str]] = []
+
+    def set_group(self, order: GroupOrder) -> None:
+        self.order = order
+
+    def drop_group(self, job: str) -> None:
+        self.dropped.append(job)
+
+    def agents(self, job: str) -> list[Agent]:
+        if not self.joined:
+            return []
+        return [Agent(w.index, w.uid, "boot", "host", 1, m.State(1)) for w in self._substrate.made.values()]
+
+    def forget(self, job: str, uid: str, boot: str) -> None: ...
+
+    def probe(self, job: str) -> None: ...
+
+    def drops_recent(self, seconds: float) -> list[tuple[str, str]]:
+        return self.drops
+
+
+class World:
+    def __init__(self, **spec: Any) -> None:
+        self.mono = 100.0
+        self.substrate = Substrate(**spec)
+        self.coordinator = Coordinator(self.substrate)
+        self.reconciler = Reconciler(self.substrate, self.coordinator, "lepton/one", lambda: Clock(1_700_000_000 + self.mono, self.mono))
+
+    async def look(self, times: int = 1) -> float | None:
+        wake = None
+        for _ in range(times):
+            wake = await self.reconciler.reconcile(KEY)
+            self.mono += 1.0
+            await asyncio.sleep(0)  # events are told in the background
+        return wake
+
+
+async def test_workers_are_made_once() -> None:
+    world = World()
+    await world.look(3)
+    assert sorted(w.index for w in world.substrate.made.values()) == [0, 1]
+    assert len(world.substrate.asked) == 2
+
+
+async def test_a_name_is_chosen_once_and_kept_over_retries() -> None:
+    world = World()
+    world.substrate.faults = [Unavailable("busy"), Unavailable("busy")]
+    await world.look(3)
+    assert len(world.substrate.asked) == 4
+    assert len(set(world.substrate.asked)) == 2
+
+
+async def test_nothing_is_published_that_the_status_write_has_not_won() -> None:
+    world = World()
+    await world.look(2)
+    world.coordinator.joined = True
+    world.substrate.conflicts = 1
+    assert await world.look() is not None
+    assert world.coordinator.order is None or world.coordinator.order.number == 0
+    await world.look()
+    assert world.coordinator.order is not None
+    assert world.coordinator.order.number == 1
+    assert read_status(world.substrate.body["status"]).rendezvous.generation == 1
+
+
+async def test_the_refusers_words_reach_the_condition_and_the_creation_is_tried_again() -> None:
+    world = World()
+    world.substrate.faults = [Rejected("QuotaExceeded", "exceeded quota: pods=1"), Rejected("QuotaExceeded", "exceeded quota: pods=1")]
+    await world.look(3)
+    ready = conditions.find(read_status(world.substrate.body["status"]).conditions, conditions.PODS_READY)
+    assert ready is not None
+    assert (ready.reason, ready.status) == ("QuotaExceeded", False)
+    assert "exceeded quota: pods=1" in ready.message
+    world.mono += 30
+    await world.look(3)
+    assert len(world.substrate.made) == 2
+
+
+async def test_a_job_that_cannot_be_read_gets_one_condition_and_one_event() -> None:
+    world = World()
+    world.substrate.body["spec"]["workers"]["replicas"] = -3
+    await world.look(3)
+    status = read_status(world.substrate.body["status"])
+    accepted = conditions.find(status.conditions, conditions.ACCEPTED)
+    assert accepted is not None
+    assert not accepted.status
+    assert "spec.workers.replicas is -3" in accepted.message
+    assert [event.reason for event in world.substrate.events] == ["InvalidSpec"]
+    assert world.substrate.made == {}
+
+    world.substrate.body["spec"]["workers"]["replicas"] = 2
+    await world.look(2)
+    assert conditions.is_true(read_status(world.substrate.body["status"]).conditions, conditions.ACCEPTED)
+    assert len(world.substrate.made) == 2
+
+
+async def test_a_deleted_job_is_forgotten_and_its_agents_are_let_go() -> None:
+    world = World()
+    await world.look(2)
+    world.substrate.body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert await world.look() is None
+    assert world.coordinator.dropped == [KEY]
+    assert KEY not in world.reconciler.summaries()
+
+
+async def test_another_installations_job_is_left_alone_and_the_user_is_told_once() -> None:
+    world = World()
+    world.substrate.body["status"] = {"manager": "elsewhere/two"}
+    before = copy.deepcopy(world.substrate.body)
+    await world.look(3)
+    assert world.substrate.body == before
+    assert world.substrate.made == {}
+    assert [event.reason for event in world.substrate.events] == ["ClaimedByAnother"]
+
+
+@pytest.mark.parametrize(("jobs", "blind"), [(1, False), (2, True)])
+async def test_the_coordinator_suspects_itself_when_agents_of_several_jobs_drop_together(jobs: int, blind: bool) -> None:
+    world = World()
+    world.coordinator.drops = [(f"team/{n % jobs}", f"uid-{n}") for n in range(5)]
+    assert world.reconciler._blind() is blind
+    world.coordinator.drops = []
+    assert world.reconciler._blind() is blind, "until somebody is back"
+
+
+async def test_a_crd_of_another_version_that_refuses_a_view_stops_no_decision() -> None:
+    world = World()
+    world.substrate.unknown = {"startup", "goodput"}
+    await world.look(2)
+    world.coordinator.joined = True
+    await world.look(2)
+    assert read_status(world.substrate.body["status"]).rendezvous.generation == 1
+    assert not world.substrate.unknown & set(world.substrate.body["status"])

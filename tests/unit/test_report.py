@@ -1,0 +1,197 @@
+"""What a script reports reaches the agent through memory alone, and stopping is agreed on through it."""
+
+import math
+import mmap
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lepton_trainer import report as module
+from lepton_trainer.protocol import slot as s
+from lepton_trainer.report import Reporter
+
+
+class Ticking:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def pair() -> tuple[Reporter, s.SlotReader, Ticking]:
+    buffer, clock = bytearray(s.SIZE), Ticking()
+    return Reporter(buffer, clock), s.SlotReader(buffer), clock
+
+
+def test_counters_add_up_and_levels_are_the_last() -> None:
+    reporter, reader, clock = pair()
+    assert reader.snapshot() == s.Snapshot()
+    for step in range(1, 4):
+        clock.now += 0.5
+        reporter.report(step=step, loss=1 / step, samples=10, tokens=100, total_steps=3)
+    seen = reader.snapshot()
+    assert (seen.step, seen.steps, seen.samples, seen.tokens, seen.total_steps) == (3, 3, 30, 300, 3)
+    assert (seen.loss, seen.first_step, seen.first_time, seen.time) == (1 / 3, 1, 1000.5, 1001.5)
+    assert seen.recent == (0.5, 0.5) and seen.seconds == 1.0 and sum(seen.buckets) == 2
+    assert seen.buckets[s.STEP_BUCKETS.index(0.5)] == 2
+
+
+def test_steps_between_two_reports_are_counted_and_a_resume_goes_back() -> None:
+    reporter, reader, clock = pair()
+    reporter.report(step=10)
+    clock.now += 5
+    reporter.report(step=20)
+    assert (reader.snapshot().steps, reader.snapshot().recent) == (11, (0.5,))
+    reporter.report(step=15)
+    assert (reader.snapshot().step, reader.snapshot().steps) == (15, 12)
+
+
+def test_a_second_report_of_a_step_counts_it_once() -> None:
+    reporter, reader, _ = pair()
+    reporter.report(step=1, samples=4)
+    reporter.report(step=1, metrics={"accuracy": 0.5}, checkpoint="/x/step-1")
+    seen = reader.snapshot()
+    assert (seen.steps, seen.samples, seen.metrics, seen.checkpoint, seen.checkpoint_step) == (1, 4, {"accuracy": "0.5"}, "/x/step-1", 1)
+
+
+def test_a_loss_that_is_not_finite_is_counted_and_told() -> None:
+    reporter, reader, _ = pair()
+    for loss in (1.0, math.nan, math.inf):
+        reporter.report(loss=loss)
+    seen = reader.snapshot()
+    assert (seen.loss, seen.nonfinite, seen.steps, seen.step) == (math.inf, 2, 3, None)
+
+
+def test_a_loss_on_a_gpu_is_never_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr(module._GpuLoss, "look", lambda self, loss: looked.append(loss))
+    reporter, reader, _ = pair()
+    loss = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    reporter.report(step=1, loss=loss)
+    assert looked == [loss] and reader.snapshot().loss is None
+
+
+def test_metrics_that_do_not_fit_leave_the_old_ones() -> None:
+    reporter, reader, _ = pair()
+    reporter.report(step=1, metrics={"a": 1})
+    reporter.report(step=2, metrics={"x" * s.TEXT_LIMIT: 1})
+    assert reader.snapshot().metrics == {"a": "1.0"} and reader.snapshot().step == 2
+
+
+def test_a_reader_never_sees_half_a_report() -> None:
+    buffer = mmap.mmap(-1, s.SIZE)
+    reporter, reader = Reporter(buffer), s.SlotReader(buffer)
+    done = threading.Event()
+
+    def write() -> None:
+        for step in range(1, 20_000):
+            reporter.report(step=step, loss=float(step), samples=1)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        seen = reader.snapshot()
+        assert seen.step is None or (seen.loss == seen.step == seen.samples)
+    writer.join()
+
+
+def test_outside_lepton_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LEPTON_REPORT_FILE", raising=False)
+    monkeypatch.delenv("LEPTON_CHECKPOINT_DIR", raising=False)
+    monkeypatch.setattr(module, "_looked", False)
+    monkeypatch.setattr(module, "_reporter", None)
+    module.report(step=1, loss=object())
+    assert module.should_stop() is False and module.checkpoint_dir() is None
+
+
+@pytest.mark.parametrize("broken", ["missing", "short"])
+def test_a_broken_report_file_and_wrong_values_raise_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str) -> None:
+    path = tmp_path / "report"
+    if broken == "short":
+        path.write_bytes(b"")
+    monkeypatch.setenv("LEPTON_REPORT_FILE", str(path))
+    monkeypatch.setattr(module, "_looked", False)
+    monkeypatch.setattr(module, "_reporter", None)
+    module.report(step=1)
+    path.write_bytes(bytes(s.SIZE))
+    monkeypatch.setattr(module, "_looked", False)
+    module.report(step="three", loss="many", metrics=7)  # type: ignore[arg-type]
+    module.report(step=4)
+    assert s.SlotReader(bytearray(path.read_bytes())).snapshot().step == 4
+
+
+def test_a_rank_arms_ahead_of_the_call_and_stops_when_committed() -> None:
+    reporter, reader, _ = pair()
+    assert not reporter.should_stop()
+    reader.offer(1, 4, committed=False)
+    assert not reporter.should_stop() and reader.words[s.ARMED] == 1
+    reader.offer(1, 4, committed=True)
+    assert not reporter.should_stop()
+    assert reporter.should_stop() and reader.words[s.STOPPED] == 1 and reader.words[s.CALLS] == 4
+    assert reporter.should_stop()
+
+
+def test_a_rank_that_has_passed_the_call_does_not_arm() -> None:
+    reporter, reader, _ = pair()
+    for _ in range(5):
+        reporter.should_stop()
+    reader.offer(1, 5, committed=False)
+    assert not reporter.should_stop()
+    assert (reader.words[s.ARMED], reader.words[s.CALLS], reader.words[s.REFUSED]) == (0, 6, 0)
+
+
+def test_a_rank_waits_at_the_call_for_the_word() -> None:
+    reporter, reader, _ = pair()
+    reader.offer(1, 1, committed=False)
+    threading.Timer(0.1, reader.offer, (1, 1, True)).start()
+    start = time.monotonic()
+    assert reporter.should_stop()
+    assert time.monotonic() - start >= 0.09
+
+
+def test_a_rank_that_waits_in_vain_goes_on_and_refuses_that_proposal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOP_WAIT_SECONDS", 0.05)
+    reporter, reader, _ = pair()
+    reader.offer(1, 1, committed=False)
+    assert not reporter.should_stop()
+    assert (reader.words[s.REFUSED], reader.words[s.ARMED]) == (1, 0)
+    reader.offer(1, 1, committed=True)
+    assert not reporter.should_stop()
+    reader.offer(2, 3, committed=True)
+    assert reporter.should_stop()
+
+
+def test_a_proposal_that_moves_while_a_rank_waits_is_followed() -> None:
+    reporter, reader, _ = pair()
+    reader.offer(1, 1, committed=False)
+    threading.Timer(0.05, reader.offer, (2, 3, False)).start()
+    assert not reporter.should_stop()
+    assert reader.words[s.ARMED] == 2
+    reader.offer(2, 3, committed=True)
+    assert [reporter.should_stop(), reporter.should_stop()] == [False, True]
+
+
+def test_a_withdrawn_proposal_disarms() -> None:
+    reporter, reader, _ = pair()
+    reader.offer(1, 5, committed=False)
+    reporter.should_stop()
+    reader.offer(0, 0, committed=False)
+    assert not reporter.should_stop() and reader.words[s.ARMED] == 0
+
+
+def test_a_report_costs_less_than_ten_microseconds() -> None:
+    reporter, _, _ = pair()
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        for step in range(2000):
+            reporter.report(step=step, loss=0.5, samples=64)
+        best = min(best, (time.perf_counter() - start) / 2000)
+    assert best < 10e-6
