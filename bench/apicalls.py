@@ -17,10 +17,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from audit import AuditLog, Write
-from figures import save, summary
-from machine import facts
-
+from bench.audit import AuditLog, Write
+from bench.figures import save, summary
+from bench.machine import facts
 from cluster import images, substrate
 from cluster.places import AUDIT_LOG
 from installation import RELEASE, Installation

@@ -17,10 +17,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from audit import AuditLog
-from figures import save, summary, table
-from machine import facts
-
+from bench.audit import AuditLog
+from bench.figures import save, summary, table
+from bench.machine import facts
 from cluster import images, substrate
 from cluster.places import AUDIT_LOG
 from installation import Installation
