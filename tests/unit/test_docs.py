@@ -1,5 +1,6 @@
 """What the documentation tells a reader to type, apply or open: run here, or named with the test that runs it; files and links exist."""
 
+import json
 import re
 import runpy
 import shlex
@@ -226,5 +227,24 @@ def test_figures_that_were_not_measured_are_said_to_be_missing(tmp_path: Path) -
 
 def test_tries_of_torchrun_are_told_by_how_they_ended() -> None:
     tries = [{"outcome": "recovered", "stepped": 5.2}, {"outcome": "cut off", "stepped": 60.0}, {"outcome": "lost", "stepped": None}]
-    told = table["torchrun"]({"raw": {"torchrun": {"process": tries}}}, "process")
+    in_pods = [{"stepped": 60.0, "cut_off": True}, {"stepped": 7.0}]
+    told = table["torchrun"](tries)
     assert told == "1 of 3 recovered, in 5.20 s; 1 not within 60 s; in 1 every agent gave up"
+    assert table["torchrun"](in_pods) == "1 of 2 recovered, in 7.00 s; 1 not within 60 s"
+
+
+def test_a_measured_figure_is_told_with_its_spread_and_its_busy_machine(tmp_path: Path) -> None:
+    about = {
+        "time": "2026-01-02T03:04:05Z",
+        "cpu": "x",
+        "cores": 2,
+        "memory_gib": 24,
+        "python": "3.11",
+        "packages": {},
+        "load_before": [5.0, 0, 0],
+    }
+    summary = {"n": 20, "min": 0.3, "p50": 0.61, "p95": 0.9, "max": 1.0}
+    (tmp_path / "recovery-cluster.json").write_text(json.dumps({"about": about, "summary": {"lepton, pod 0 deleted: stepped": summary}}))
+    block = table["build"](tmp_path)
+    assert "| pods: pod 0 deleted → the survivors step again | **0.61 s** (p95 0.90 s, n 20) | not measured yet | – |" in block
+    assert "**the machine was busy: load 5 on 2 cores**" in block
