@@ -31,6 +31,7 @@ JOBS = "/apis/training.lepton.ai/v1alpha1/namespaces/{}/leptontrainingjobs"
 CORE = "/api/v1/namespaces/{}/{}"
 PHASES = ("created", "started", "joined", "main", "imported", "group", "step")
 WORKERS = 2
+STOCK = Path(__file__).parent / "scripts" / "stock.py"
 SCRIPT = """
 import time
 main = time.time()
@@ -86,7 +87,7 @@ def bare_pod(name: str, index: int, image: str) -> Json:
                 {
                     "name": "trainer",
                     "image": image,
-                    "command": ["python3", "-m", "torch.distributed.run", *torchrun],
+                    "command": ["python3", "stock.py", *torchrun],
                     "workingDir": "/workspace",
                     "env": [
                         {"name": "HOME", "value": "/tmp"},
@@ -166,7 +167,14 @@ async def run(number: int, output: Path | None) -> None:
     try:
         installation.install()
         inside = Kubectl(substrate.kubeconfig(), namespace)
-        inside.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}, "data": {"train.py": SCRIPT}})
+        inside.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "script"},
+                "data": {"train.py": SCRIPT, "stock.py": STOCK.read_text()},
+            }
+        )
         api = Api(await load_configuration(str(substrate.kubeconfig())))
         bench = Bench(api, inside, namespace, named["trainer"])
         for turn in range(number + 1):
