@@ -4,7 +4,6 @@ Everything that a new leader needs is here, or comes back from the agents; timer
 Nothing in it grows with the number of workers.
 """
 
-import functools
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -215,13 +214,15 @@ def _plain(value: Any) -> Json:
 
 
 T = TypeVar("T")
+_LAYOUTS: dict[type, tuple[tuple[str, str, Any], ...]] = {}
 
 
-@functools.cache
 def _layout(kind: type) -> tuple[tuple[str, str, Any], ...]:
     """(attribute, key in the JSON, type) of each field, `X | None` as X: worked out once, for every look reads a status."""
-    hints = typing.get_type_hints(kind)
-    return tuple((entry.name, _camel(entry.name), _present(hints[entry.name])) for entry in fields(kind))
+    if kind not in _LAYOUTS:
+        hints = typing.get_type_hints(kind)
+        _LAYOUTS[kind] = tuple((entry.name, _camel(entry.name), _present(hints[entry.name])) for entry in fields(kind))
+    return _LAYOUTS[kind]
 
 
 def _present(hint: Any) -> Any:

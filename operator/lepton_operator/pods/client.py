@@ -133,9 +133,9 @@ class ClusterSubstrate:
         await self._events.emit(job, event)
 
     async def trust(self, ca: str, manager: str) -> int:
-        """Makes `ca` (PEM) what the workers of `manager`'s jobs trust, those that exist too; how many had to be told. Only a new CA costs writes.
+        """Makes `ca` (PEM) what the workers of `manager`'s jobs trust, those that exist too; how many were told.
 
-        To be repeated: a pod that could not be told now is told then."""
+        Only a new CA costs writes. To be repeated: a pod that could not be told now is told then."""
         self.defaults = replace(self.defaults, ca=ca)
         behind = [
             pod

@@ -11,7 +11,6 @@ from lepton_operator.pods import listing
 from lepton_operator.pods.cache import Cache
 from lepton_operator.pods.listing import Listener
 
-
 LISTEN = Listener._listen
 
 
