@@ -194,7 +194,7 @@ def _bare_pod(name: str, index: int, image: str) -> Json:
         "image": image,
         "command": command,
         "workingDir": "/workspace",
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "volumeMounts": [{"name": "code", "mountPath": "/workspace"}, {"name": "notes", "mountPath": "/checkpoints"}],
     }
     volumes = [{"name": "code", "configMap": {"name": "script"}}, {"name": "notes", "persistentVolumeClaim": {"claimName": "notes"}}]

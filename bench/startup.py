@@ -64,7 +64,16 @@ def job(name: str) -> Json:
 def bare_pod(name: str, index: int, image: str) -> Json:
     """What a user without an operator writes: stock torchrun with the c10d rendezvous in pod 0, names by a headless Service."""
     rendezvous = f"--rdzv-endpoint={name}-0.{name}:29400"
-    torchrun = [f"--nnodes={WORKERS}", "--nproc-per-node=1", "--rdzv-backend=c10d", rendezvous, f"--rdzv-id={name}", "train.py"]
+    # Without its own address torchrun tells the others its short host name, which they cannot resolve.
+    torchrun = [
+        "--local-addr=$(POD_IP)",
+        f"--nnodes={WORKERS}",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+        rendezvous,
+        f"--rdzv-id={name}",
+        "train.py",
+    ]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -79,7 +88,10 @@ def bare_pod(name: str, index: int, image: str) -> Json:
                     "image": image,
                     "command": ["python3", "-m", "torch.distributed.run", *torchrun],
                     "workingDir": "/workspace",
-                    "env": [{"name": "HOME", "value": "/tmp"}],
+                    "env": [
+                        {"name": "HOME", "value": "/tmp"},
+                        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                    ],
                     "volumeMounts": [{"name": "code", "mountPath": "/workspace"}],
                 }
             ],
