@@ -128,5 +128,4 @@ def test_reading_and_writing_a_status_works_names_out_once(monkeypatch: pytest.M
     )
     assert read_status(status.to_json()) == status
     monkeypatch.setattr(status_module, "_camel", None)
-    monkeypatch.setattr(status_module.typing, "get_type_hints", None)
     assert read_status(status.to_json()) == status
