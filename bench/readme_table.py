@@ -16,7 +16,7 @@ NOT_YET, NOT_THERE = "not measured yet", "–"
 KUBEFLOW = (
     "Kubeflow Trainer 2.3 (8c0f505) with JobSet 0.12 (08dfbdf) on Kubernetes 1.35.4, measured once, 2026-11-24, 2 cores and 24 GiB, "
     "kwok nodes, default rate limits, writes counted in the audit log; its bare client made 210 to 250 pods/s. It has had no elastic "
-    "training since 2.2, so the first three rows do not apply to it."
+    "training since 2.2, so the first five rows do not apply to it."
 )
 CUT_OFF_SECONDS = 60
 BUSY_LOAD_PER_CORE = 1.0
@@ -41,27 +41,51 @@ def _time(value: float) -> str:
     return f"{value * 1000:.0f} ms" if abs(value) < 0.1 else f"{value:.2f} s"
 
 
-def torchrun(recovery: Json | None, fault: str) -> str:
+def torchrun(tries: list[Json]) -> str:
     """How stock torchrun's tries ended: times of those that recovered, and how many did not."""
-    tries: list[Json] = (recovery or {}).get("raw", {}).get("torchrun", {}).get(fault, [])
     if not tries:
         return NOT_YET
-    times = sorted(entry["stepped"] for entry in tries if entry["outcome"] == "recovered")
+    ends = [str(entry.get("outcome") or ("cut off" if entry.get("cut_off") else "recovered")) for entry in tries]
+    times = sorted(entry["stepped"] for entry, end in zip(tries, ends, strict=True) if end == "recovered")
     words = [f"{len(times)} of {len(tries)} recovered" + (f", in {', '.join(_time(t) for t in times)}" if times else "")]
-    cut = sum(entry["outcome"] == "cut off" for entry in tries)
-    lost = sum(entry["outcome"] == "lost" for entry in tries)
+    cut, lost = ends.count("cut off"), ends.count("lost")
     words += [f"{cut} not within {CUT_OFF_SECONDS} s"] if cut else []
     words += [f"in {lost} every agent gave up"] if lost else []
     return "; ".join(words)
 
 
-def recovery_rows(recovery: Json | None) -> list[tuple[str, str, str, str]]:
-    ours = (recovery or {}).get("lepton", {})
+def recovery_rows(local: Json | None, cluster: Json | None) -> list[tuple[str, str, str, str]]:
+    """Three CPU workers: as processes of one machine, and as pods."""
+    ours, theirs = (local or {}).get("lepton", {}), (local or {}).get("raw", {}).get("torchrun", {})
     process, worker = ours.get("process", {}), ours.get("worker 0", {})
+    pods, bare = (cluster or {}).get("summary", {}), (cluster or {}).get("runs", {}).get("torchrun", {})
+    killed, deleted = "process killed", "pod 0 deleted"
     return [
-        ("a process killed → all 3 ranks step again", seconds(process.get("stepped")), torchrun(recovery, "process"), NOT_THERE),
-        ("worker 0 killed → the survivors step again", seconds(worker.get("stepped")), torchrun(recovery, "worker 0"), NOT_THERE),
-        ("worker 0 killed → every survivor holds the new generation", seconds(worker.get("held")), NOT_THERE, NOT_THERE),
+        (
+            "local: a process killed → all 3 ranks step again",
+            seconds(process.get("stepped")),
+            torchrun(theirs.get("process", [])),
+            NOT_THERE,
+        ),
+        (
+            "local: worker 0 killed → the survivors step again",
+            seconds(worker.get("stepped")),
+            torchrun(theirs.get("worker 0", [])),
+            NOT_THERE,
+        ),
+        ("of it until every survivor holds the new generation", seconds(worker.get("held")), NOT_THERE, NOT_THERE),
+        (
+            f"pods: {killed} → all 3 ranks step again",
+            seconds(pods.get(f"lepton, {killed}: stepped")),
+            torchrun(bare.get(killed, [])),
+            NOT_THERE,
+        ),
+        (
+            f"pods: {deleted} → the survivors step again",
+            seconds(pods.get(f"lepton, {deleted}: stepped")),
+            torchrun(bare.get(deleted, [])),
+            NOT_THERE,
+        ),
     ]
 
 
@@ -117,10 +141,10 @@ def machines(results: dict[str, Json | None]) -> list[str]:
 
 def build(results: Path = RESULTS) -> str:
     """The block between the marks of the README."""
-    names = ("recovery-local", "startup", "apicalls", "coordinator")
+    names = ("recovery-local", "recovery-cluster", "startup", "apicalls", "coordinator")
     found = {name: load(name, results) for name in names}
     rows = [
-        *recovery_rows(found["recovery-local"]),
+        *recovery_rows(found["recovery-local"], found["recovery-cluster"]),
         *cluster_rows(found["startup"], found["apicalls"]),
         *coordinator_rows(found["coordinator"]),
     ]

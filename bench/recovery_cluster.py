@@ -34,6 +34,7 @@ from lepton_operator.job import parse_time
 
 SCRIPT = Path(__file__).parent / "scripts" / "recovering.py"
 WORKERS = 3
+STOCK = Path(__file__).parent / "scripts" / "stock.py"
 CUT_OFF = 60.0
 PATIENCE = 180.0
 Json = dict[str, Any]
@@ -194,7 +195,7 @@ def _bare_pod(name: str, index: int, image: str) -> Json:
         "image": image,
         "command": command,
         "workingDir": "/workspace",
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "volumeMounts": [{"name": "code", "mountPath": "/workspace"}, {"name": "notes", "mountPath": "/checkpoints"}],
     }
     volumes = [{"name": "code", "configMap": {"name": "script"}}, {"name": "notes", "persistentVolumeClaim": {"claimName": "notes"}}]
@@ -215,7 +216,13 @@ def main(number: int, torchrun: int, output: Path | None) -> None:
         installation.install()
         kubectl = Kubectl(substrate.kubeconfig(), namespace)
         kubectl.apply(
-            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}, "data": {"train.py": SCRIPT.read_text()}}, CLAIM
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "script"},
+                "data": {"train.py": SCRIPT.read_text(), "stock.py": STOCK.read_text()},
+            },
+            CLAIM,
         )
         volume = until(lambda: kubectl.get("pvc", "notes")["spec"].get("volumeName"))
         spec = everywhere.get("pv", volume)["spec"]

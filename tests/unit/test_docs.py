@@ -1,5 +1,6 @@
 """What the documentation tells a reader to type, apply or open: run here, or named with the test that runs it; files and links exist."""
 
+import json
 import re
 import runpy
 import shlex
@@ -16,6 +17,7 @@ from lepton_operator import cli
 from lepton_operator.local.crd import job_schema
 from lepton_operator.local.manifest import read_manifest
 from lepton_operator.local.validation import validate
+from lepton_trainer.train import config
 
 PAGES = [path for path in tracked(".md") if path.parts[0] == "docs" or len(path.parts) == 1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -28,6 +30,7 @@ LOCAL = "tests/local/test_run.py::test_commands_show_and_change_a_running_job"
 DIGITS = "tests/cluster/jobs/test_happy_path.py::test_digits_is_trained_and_shown"
 DESCRIBED = "tests/unit/trainer/test_config.py::test_the_commands_describe_the_tasks"
 TRAINED = "tests/unit/trainer/test_loop.py::test_digits_are_learnt_and_everything_is_written_down"
+TWO_RANKS = "tests/unit/trainer/test_loop.py::test_a_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint_and_the_bits_are_kept"
 HELM_INSTALL = (
     "helm install lepton charts/lepton-operator --namespace lepton-system --create-namespace --set image.registry=registry.example.com/team"
 )
@@ -39,21 +42,21 @@ TESTED = {
     "lepton run examples/digits.yaml --local": DEMO,
     "make push REGISTRY=registry.example.com/team": "tests/cluster/test_cluster.py::test_an_image_is_pushed_to_a_registry_over_http",
     HELM_INSTALL: "tests/cluster/test_install.py::test_restricted_pod_security_lets_both_replicas_in",
-    "kubectl apply -f examples/digits.yaml": DIGITS,
     "kubectl get ltj -w": DIGITS,
     "kubectl get ltj NAME -o jsonpath='{.status.lastFailure.message}'": (
         "tests/cluster/jobs/test_process_and_pod_faults.py::test_a_process_that_dies_costs_a_generation_and_no_pod"
     ),
     "python -m lepton_trainer train digits.yaml": TRAINED,
-    "torchrun --standalone --nproc-per-node 2 -m lepton_trainer train digits.yaml": TRAINED,
+    "torchrun --standalone --nproc-per-node 2 -m lepton_trainer train digits.yaml": TWO_RANKS,
     "python -m lepton_trainer tasks": DESCRIBED,
     "python -m lepton_trainer explain imageClassification": DESCRIBED,
     "python -m lepton_trainer schema imageClassification": DESCRIBED,
 }
+"""The test that runs it, be it with other names or through the function that the program calls."""
 RUN_BEFORE_THIS = {"make setup", "source .venv/bin/activate", "make test"}
 """Whoever runs this test has done so, or is doing it."""
-TYPED_BY_HAND = {"make demo"}
-"""Shows to a person what the tests of the cluster assert."""
+TYPED_BY_HAND = {"make demo", "kubectl apply -f examples/digits.yaml"}
+"""`make demo` shows to a person what the tests of the cluster assert, and applies the example as it is."""
 NOT_THERE = {"operator/__init__.py"}
 """Named because it must never exist."""
 
@@ -170,11 +173,14 @@ def test_the_gpu_manifest_of_the_readme_is_short_and_asks_for_eight() -> None:
     assert (workers["resources"]["limits"]["nvidia.com/gpu"], workers["procsPerWorker"]) == (8, "auto")
 
 
-def test_every_example_is_a_manifest_that_local_mode_reads() -> None:
-    examples = [path for path in tracked(".yaml") if path.parts[0] == "examples"]
-    assert examples
-    for path in examples:
-        read_manifest(CHECKOUT / path)
+def test_every_example_is_a_job_that_local_mode_reads_or_a_configuration_of_the_trainer() -> None:
+    examples = [CHECKOUT / path for path in tracked(".yaml") if path.parts[0] == "examples"]
+    jobs = [path for path in examples if "kind: LeptonTrainingJob" in path.read_text()]
+    assert jobs
+    for path in jobs:
+        read_manifest(path)
+    for path in set(examples) - set(jobs):
+        config.load(path)
 
 
 def anchors(page: Path) -> set[str]:
@@ -221,5 +227,24 @@ def test_figures_that_were_not_measured_are_said_to_be_missing(tmp_path: Path) -
 
 def test_tries_of_torchrun_are_told_by_how_they_ended() -> None:
     tries = [{"outcome": "recovered", "stepped": 5.2}, {"outcome": "cut off", "stepped": 60.0}, {"outcome": "lost", "stepped": None}]
-    told = table["torchrun"]({"raw": {"torchrun": {"process": tries}}}, "process")
+    in_pods = [{"stepped": 60.0, "cut_off": True}, {"stepped": 7.0}]
+    told = table["torchrun"](tries)
     assert told == "1 of 3 recovered, in 5.20 s; 1 not within 60 s; in 1 every agent gave up"
+    assert table["torchrun"](in_pods) == "1 of 2 recovered, in 7.00 s; 1 not within 60 s"
+
+
+def test_a_measured_figure_is_told_with_its_spread_and_its_busy_machine(tmp_path: Path) -> None:
+    about = {
+        "time": "2026-01-02T03:04:05Z",
+        "cpu": "x",
+        "cores": 2,
+        "memory_gib": 24,
+        "python": "3.11",
+        "packages": {},
+        "load_before": [5.0, 0, 0],
+    }
+    summary = {"n": 20, "min": 0.3, "p50": 0.61, "p95": 0.9, "max": 1.0}
+    (tmp_path / "recovery-cluster.json").write_text(json.dumps({"about": about, "summary": {"lepton, pod 0 deleted: stepped": summary}}))
+    block = table["build"](tmp_path)
+    assert "| pods: pod 0 deleted → the survivors step again | **0.61 s** (p95 0.90 s, n 20) | not measured yet | – |" in block
+    assert "**the machine was busy: load 5 on 2 cores**" in block

@@ -14,23 +14,24 @@ from typing import Any, Callable, Coroutine, Dict, List, Mapping, Optional
 
 from lepton_trainer.agent import failures, processes
 from lepton_trainer.agent import group as g
+from lepton_trainer.agent.clearing import Clearing
 from lepton_trainer.agent.group import Group
 from lepton_trainer.agent.link import Final, Link
 from lepton_trainer.agent.logs import Output
 from lepton_trainer.agent.metrics import MetricsServer
 from lepton_trainer.agent.settings import Settings
+from lepton_trainer.agent.starting import Starter
+from lepton_trainer.agent.stopping import Stopping
 from lepton_trainer.agent.telemetry import LogMatcher, Meter, exposition
-from lepton_trainer.agent.warm.client import Cold, WarmParent, warmable
+from lepton_trainer.agent.warm.client import Cold, WarmParent
 from lepton_trainer.protocol import messages as m
 from lepton_trainer.protocol.result import Result, dump
-from lepton_trainer.protocol.slot import ARMED, CALLS, PROPOSAL_MASK, REFUSED
 
 ORPHANED_SECONDS = 60.0
 """With its work done and no coordinator to say so, an agent ends after so long."""
 LOST_CAUSE_SECONDS = 600.0
 """With its ranks failed, or none started, and no coordinator for so long, it ends too."""
 DEADLINE_MARGIN_SECONDS = 2.0
-STOP_POLL_SECONDS = 0.005
 EXIT_LEFT = 143
 FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -44,11 +45,12 @@ class Supervisor:
         self._oom = failures.OomCounter()
         self._meter = Meter()
         self._link = Link(settings, self._join, self._receive, self._say)
-        self._metrics = MetricsServer(lambda: exposition(settings, self._meter, self._up(), self._starts))
+        self._metrics = MetricsServer(lambda: exposition(settings, self._meter, self._up(), self._starter.counts))
         self._metrics_port = 0
-        self._starts: Dict[str, int] = {"warm": 0, "cold": 0}
-        self._not_warmable = warmable(settings)
-        self._warm = None if self._not_warmable else WarmParent(settings, self._base, self._on_ended, self._say)
+        self._starter = Starter(settings, self._base, self._output, self._on_ended, self._say)
+        self._warm = self._starter.warm
+        self._clearing = Clearing(self._warm)
+        self._stopping = Stopping(self._tell, self._spawn)
         self._seq = 0
         self._phase = m.IDLE
         self._generation = 0
@@ -57,15 +59,10 @@ class Supervisor:
         self._told = self._order  # the one of `_generation`
         self._group: Optional[Group] = None
         self._work: "Optional[asyncio.Task[None]]" = None
-        self._polling: "Optional[asyncio.Task[None]]" = None
-        self._stop_reply: Optional[m.StopReply] = None
-        self._could_stop = False
         self._store_port = 0
-        self._cold_start = ""
         self._refusal = ""
         self._leaving = ""
         self._timings: Dict[str, float] = {"agent_start": time.time()}
-        self._reaped = asyncio.Event()
         self._verdict: Optional[str] = None
         self._reason = ""
         self._done: "asyncio.Future[int]" = loop.create_future()
@@ -178,9 +175,7 @@ class Supervisor:
     async def _tell_telemetry(self) -> None:
         while True:
             await asyncio.sleep(self._link.telemetry_seconds)
-            if self._group is not None and self._group.can_stop != self._could_stop:
-                self._could_stop = self._group.can_stop
-                self._tell()
+            self._stopping.look()
             self._link.send(m.Telemetry(self._meter.progress()))
 
     def _join(self, token: str) -> m.Join:
@@ -215,10 +210,10 @@ class Supervisor:
             store_port=self._store_port,
             exits=tuple(self._group.exits[:8]) if self._group is not None else (),
             leaving=self._leaving,
-            can_stop=self._could_stop,
+            can_stop=self._stopping.could_stop,
             warming=self._warm is not None and self._warm.warming,
-            stop=self._stop_reply,
-            cold_start=self._cold_start,
+            stop=self._stopping.reply,
+            cold_start=self._starter.cold_start,
             refusal=self._refusal,
             timings=dict(self._timings),
         )
@@ -250,7 +245,7 @@ class Supervisor:
             self._order = order
             if self._phase == m.PREPARED and order.master_port and (self._work is None or self._work.done()):
                 self._replace_work(self._start())
-            self._follow_stop(order.stop)
+            self._stopping.follow(order.stop)
         elif order.generation and order.generation < self._highest:
             refusal = f"generation {order.generation} is older than {self._highest}"
             if refusal != self._refusal:
@@ -271,10 +266,9 @@ class Supervisor:
             self._group.close()
             self._meter.end()
             self._group = None
-        self._stop_reply, self._could_stop, self._store_port = None, False, 0
-        port = 0
-        if order.group_rank == 0:
-            port = await self._open_store()
+        self._stopping.begin(None)
+        self._store_port = 0
+        port = await self._starter.open_store() if order.group_rank == 0 else 0
         self._store_port = port
         self._generation, self._told = order.generation, order
         self._phase = m.PREPARED
@@ -283,24 +277,11 @@ class Supervisor:
         if self._order.master_port:
             await self._start()
 
-    @property
-    def _uses_agent_store(self) -> bool:
-        """The same on every worker of a job, because it follows from the command and the environment alone."""
-        return self._warm is not None
-
-    async def _open_store(self) -> int:
-        if self._warm is None:
-            return g.free_port()
-        try:
-            return await self._warm.open_store() or g.free_port()
-        except Cold as cold:
-            self._cold_start = str(cold)
-            return g.free_port()
-
     async def _start(self) -> None:
         """PREPARED -> RUNNING, or FAILED when the command cannot be executed."""
-        group = Group(self._order, self._settings, self._uses_agent_store)
+        group = Group(self._order, self._settings, self._starter.uses_agent_store)
         self._group = group
+        self._stopping.begin(group)
         try:
             group.prepare(self._base)
         except OSError as error:
@@ -310,97 +291,22 @@ class Supervisor:
         matcher = LogMatcher(self._settings.log_patterns, self._say) if self._settings.log_patterns else None
         self._meter.begin(self._order.generation, [rank.slot for rank in group.ranks], matcher)
         self._timings["forking"] = time.time()
-        warm = await self._warm_or_reason()
-        for rank in group.ranks:
-            on_line = matcher.line if matcher is not None and rank.local_rank == 0 else None
-            try:
-                if warm is not None:
-                    await group.start_warm(rank, warm, self._output, on_line)
-                else:
-                    group.start_cold(rank, self._output, on_line)
-            except Cold as cold:
-                self._cold_start, warm = str(cold), None
-                try:
-                    group.start_cold(rank, self._output, on_line)
-                except OSError as error:
-                    group.exits.append(g.cannot_start(self._settings, rank.rank, rank.local_rank, error))
-            except OSError as error:
-                group.exits.append(g.cannot_start(self._settings, rank.rank, rank.local_rank, error))
-            self._starts["warm" if warm is not None else "cold"] += 1
-            if group.exits:
-                self._fail()
-                return
+        await self._starter.start(group, matcher)
+        if group.exits:
+            self._fail()
+            return
         self._timings["forked"] = time.time()
         if self._phase == m.PREPARED:  # no rank has ended yet
             self._phase = m.RUNNING
             self._tell()
-        self._follow_stop(self._order.stop)
-
-    async def _warm_or_reason(self) -> Optional[WarmParent]:
-        if self._warm is None:
-            self._cold_start = self._not_warmable
-            return None
-        try:
-            await self._warm.wait_ready()
-        except Cold as cold:
-            self._cold_start = str(cold)
-            return None
-        self._cold_start = ""
-        return self._warm
+        self._stopping.follow(self._order.stop)
 
     async def _shut_down(self, grace: float) -> None:
         if self._group is not None and self._group.living and grace > 0:
             self._group.terminated = True
             self._group.signal(signal.SIGTERM)
-            await self._until_ended(grace)
+            await self._clearing.ended(self._group, grace)
         self._end(0 if self._verdict == m.COMPLETE else 1, f"the coordinator says {self._verdict}")
-
-    # ---- stopping together ----
-
-    def _follow_stop(self, stop: Optional[m.StopOrder]) -> None:
-        if self._group is None:
-            return
-        if stop is None:
-            for rank in self._group.ranks:
-                rank.slot.offer(0, 0, False)
-            self._stop_reply = None
-            return
-        for rank in self._group.ranks:
-            rank.slot.offer(stop.proposal, stop.call, stop.committed)
-        if stop.committed:
-            self._group.stop_committed = True
-        if self._polling is None or self._polling.done():
-            self._polling = self._spawn(self._watch_stop())
-
-    async def _watch_stop(self) -> None:
-        """While a stop is proposed: tells whenever a rank arms, passes or refuses it."""
-        while self._group is not None and self._group.living and self._order.stop is not None:
-            stop = self._order.stop
-            ranks = self._group.ranks
-            proposal = stop.proposal & PROPOSAL_MASK
-            reply = m.StopReply(
-                proposal=stop.proposal,
-                armed=all(rank.slot.words[ARMED] == proposal for rank in ranks),
-                calls=max(rank.slot.words[CALLS] for rank in ranks),
-                refused=any(rank.slot.words[REFUSED] == proposal for rank in ranks),
-                can_stop=self._group.can_stop,
-            )
-            before = self._stop_reply
-            passed = not reply.armed and reply.calls >= stop.call
-            if (
-                before is None
-                or (before.proposal, before.armed, before.refused, before.can_stop)
-                != (
-                    reply.proposal,
-                    reply.armed,
-                    reply.refused,
-                    reply.can_stop,
-                )
-                or (passed and before.calls < stop.call)
-            ):
-                self._stop_reply = reply
-                self._tell()
-            await asyncio.sleep(STOP_POLL_SECONDS)
 
     # ---- leaving ----
 
@@ -426,16 +332,11 @@ class Supervisor:
             if not (group.can_stop and self._link.connected):
                 group.terminated = True
                 group.signal(signal.SIGTERM)
-            await self._until_ended(seconds)
+            await self._clearing.ended(group, seconds)
         await self._link.flush(0.5)
         await asyncio.sleep(0.2)  # a verdict may be on its way
         if self._work is None or self._work.done() or self._verdict is None:
             self._end(EXIT_LEFT, f"{self._leaving}: leaving")
-
-    async def _until_ended(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self._group is not None and self._group.living and time.monotonic() < deadline:
-            await self._next_reaped(min(0.1, deadline - time.monotonic()))
 
     # ---- processes ----
 
@@ -460,7 +361,7 @@ class Supervisor:
                     failed.append(exit_)
             if group.pids.intersection(entry.pid for entry in ended):
                 self._judge(group, failed)
-        self._reaped.set()
+        self._clearing.reaped()
 
     def _judge(self, group: Group, failed: "List[m.ProcessExit]") -> None:
         if failed and group.terminated:
@@ -474,7 +375,7 @@ class Supervisor:
             if self._phase != m.STOPPED:
                 self._phase = m.STOPPED if group.stop_committed or group.terminated else m.SUCCEEDED
             self._timings["ended"] = time.time()
-            self._kill_leftovers(keep_store=True)  # other workers' ranks may still need it
+            self._clearing.kill_leftovers(keep_store=True)  # other workers' ranks may still need it
             self._tell()
 
     def _fail(self) -> None:
@@ -487,37 +388,15 @@ class Supervisor:
         self._tell()
 
     def _kill(self) -> None:
-        """SIGKILL to all that descends from us but the warm parent; it is over when `_emptied` returns."""
-        if self._group is not None:
-            self._group.kill()
-        if self._warm is not None:
-            self._warm.close_store()
-        self._kill_leftovers()
+        self._clearing.kill(self._group)
 
-    def _kill_leftovers(self, keep_store: bool = False) -> bool:
-        spared = {self._warm.pid, self._warm.store_pid if keep_store else 0} if self._warm is not None else set()
-        rest = processes.descendants([os.getpid()]) - spared
-        processes.send(rest, signal.SIGKILL)
-        return bool(rest)
+    async def _emptied(self, seconds: float = float("inf")) -> None:
+        await self._clearing.emptied(self._group, self._name_undying, seconds)
 
-    async def _emptied(self) -> None:
-        """Waits until nothing descends from us but the warm parent. A process that cannot die (a hung driver) is named."""
-        start = time.monotonic()
-        said = False
-        while self._kill_leftovers() or (self._group is not None and self._group.living):
-            await self._next_reaped(0.02)
-            if not said and time.monotonic() - start > 10:
-                said = True
-                self._refusal = "processes of the older generation do not die from SIGKILL: a driver or file system on this node hangs"
-                self._say(self._refusal)
-                self._tell()
-
-    async def _next_reaped(self, seconds: float) -> None:
-        self._reaped.clear()
-        try:
-            await asyncio.wait_for(self._reaped.wait(), max(0.001, seconds))
-        except asyncio.TimeoutError:
-            return
+    def _name_undying(self) -> None:
+        self._refusal = "processes of the older generation do not die from SIGKILL: a driver or file system on this node hangs"
+        self._say(self._refusal)
+        self._tell()
 
 
 def run(settings: Settings, env: Mapping[str, str], ready: Optional[Callable[[], None]] = None) -> int:
