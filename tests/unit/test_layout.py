@@ -17,7 +17,8 @@ SOURCE_ROOTS = ("operator", "trainer_image")
 LINES = 450
 NO_PURPOSE_SAID = ("tests/builders/", "tests/local/scripts/", "tests/cluster/jobs/scripts/", "bench/scripts/")
 REGISTRIES = [
-    (name, end) for name, end in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("crates", "io"), ("proxy.golang", "org"))
+    (name, end)
+    for name, end in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("crates", "io"), (".".join(("proxy", "golang")), "org"))
 ]
 MACHINE_PATHS = [("", "work", ""), ("", "root", ""), ("", "home", "user", "")]
 MODULES = [path for path in tracked(".py")]
