@@ -21,7 +21,7 @@ from lepton_trainer.train import config
 
 PAGES = [path for path in tracked(".md") if path.parts[0] == "docs" or len(path.parts) == 1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LANGUAGES = {"sh", "yaml", "text", "console"}
+LANGUAGES = {"sh", "yaml", "text", "console", "python"}
 table = runpy.run_path(str(CHECKOUT / "bench" / "readme_table.py"))
 
 EXECUTED = {"lepton --help"}
