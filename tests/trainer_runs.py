@@ -100,15 +100,18 @@ def weights(out: Path, config: TaskConfig, step: int) -> dict[str, Any]:
 
 
 def committed(out: Path) -> dict[int, list[tuple[int, int]]]:
-    """From the ledgers and the generations' start files: the (epoch, sample) pairs of each committed step.
+    """From the ledgers: the (epoch, sample) pairs of each committed step.
 
-    A step counts in the newest generation that computed it, and generation g's steps count up to what generation g + 1 resumed from.
+    The newest generation's steps count, and of the one that it resumed from those up to that step, and so on back.
     """
-    starts = {int(path.parent.name[4:]): json.loads(path.read_text())["resume"] for path in out.glob("gen-*/start.json")}
+    starts: dict[int, dict[str, int] | None] = {}
     rows: dict[int, dict[int, list[tuple[int, int]]]] = {}
     for ledger in out.glob("ledger-*.jsonl"):
         for line in ledger.read_text().splitlines():
             row = json.loads(line)
+            if "resume" in row:
+                starts[row["generation"]] = row["resume"]
+                continue
             used = rows.setdefault(row["generation"], {}).setdefault(row["step"], [])
             used += zip(row["epochs"], row["samples"], strict=True)
     steps: dict[int, list[tuple[int, int]]] = {}

@@ -53,9 +53,7 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_bits(text: Path, tmp_path:
 
 def test_killed_and_resized_each_sample_is_committed_once_per_epoch(tmp_path: Path) -> None:
     few = runs.text_folder(tmp_path / "text", files=8)
-    config = runs.language(
-        few, tmp_path, training={"steps": 0, "epochs": 2.0, "globalBatch": 61}, checkpoint={"everySteps": 3, "keep": 100}
-    )
+    config = runs.language(few, tmp_path, training={"steps": 0, "epochs": 2.0, "globalBatch": 61}, checkpoint={"everySteps": 3})
     for world, step in ((2, 5), (3, 8), (1, 11)):
         with (
             trainer_group.Group(world, runs.train_and_die, config, world - 1, step) as group,

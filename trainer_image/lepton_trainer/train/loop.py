@@ -97,7 +97,7 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     facts = checkpoints.restore(tensors) or {"step": 0, "consumed": 0, "best": None, "worse": 0}
     step, consumed, best, worse = facts["step"], facts["consumed"], facts["best"], facts["worse"]
     journal.resume(step)
-    ledger = _ledger(config, output, engine, checkpoints.generation)
+    ledger = _ledger(config, output, engine, checkpoints)
     if place.rank == 0:
         for note in task.notes:
             journal.event("Data", note)
@@ -250,12 +250,16 @@ def out_of_memory(config: TaskConfig, place: Place, error: BaseException) -> Use
     )
 
 
-def _ledger(config: TaskConfig, output: Path, engine: Engine, generation: int) -> Any:
-    """A function that notes which samples a step used, or one that does nothing."""
+def _ledger(config: TaskConfig, output: Path, engine: Engine, checkpoints: Checkpointer) -> Any:
+    """A function that notes which samples a step used, or one that does nothing. The first row says what the generation resumed from:
+    start files go with the checkpoints that nobody needs any more, the ledger stays whole."""
     if not config.output.ledger or not engine.leads:
         return lambda step, batch: None
     output.mkdir(parents=True, exist_ok=True)
+    generation, origin = checkpoints.generation, checkpoints.last
     stream = (output / f"ledger-gen-{generation}-rank-{engine.place.rank}.jsonl").open("a", buffering=1)
+    resume = {"generation": origin.generation, "step": origin.step} if origin else None
+    stream.write(json.dumps({"generation": generation, "resume": resume}) + "\n")
 
     def note(step: int, batch: Batch) -> None:
         row = {"generation": generation, "step": step, "epochs": batch.epochs.tolist(), "samples": batch.indices.tolist()}
