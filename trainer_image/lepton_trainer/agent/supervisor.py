@@ -32,6 +32,8 @@ ORPHANED_SECONDS = 60.0
 LOST_CAUSE_SECONDS = 600.0
 """With its ranks failed, or none started, and no coordinator for so long, it ends too."""
 DEADLINE_MARGIN_SECONDS = 2.0
+ALONE_SECONDS = 2.0
+"""An agent that leaves waits so long for a coordinator that went away to agree on a stop; then its ranks get SIGTERM."""
 EXIT_LEFT = 143
 FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -87,7 +89,7 @@ class Supervisor:
         self._spawn(self._end_when_orphaned())
         code = await self._done
         self._kill()
-        await self._emptied()
+        await self._emptied(DEADLINE_MARGIN_SECONDS)  # what does not die must not cost the result
         self._write_result()
         self._tell()
         await self._link.flush(0.5)
@@ -323,16 +325,24 @@ class Supervisor:
         self._tell()
         self._spawn(self._leave())
 
+    @property
+    def _alone(self) -> float:
+        """Seconds without a coordinator."""
+        return 0.0 if self._link.connected else time.monotonic() - self._link.left
+
     async def _leave(self) -> None:
         """Ends within the grace period: ranks stop together where the script can, else SIGTERM; SIGKILL at our own deadline."""
         grace = self._settings.grace_seconds
         seconds = max(grace - DEADLINE_MARGIN_SECONDS, grace / 2)
         group = self._group
         if group is not None and group.living:
-            if not (group.can_stop and self._link.connected):
+            deadline = time.monotonic() + seconds
+            if group.can_stop and self._link.connected:
+                await self._clearing.ended(group, seconds, lambda: not group.stop_committed and self._alone > ALONE_SECONDS)
+            if group.living:
                 group.terminated = True
                 group.signal(signal.SIGTERM)
-            await self._clearing.ended(group, seconds)
+                await self._clearing.ended(group, deadline - time.monotonic())
         await self._link.flush(0.5)
         await asyncio.sleep(0.2)  # a verdict may be on its way
         if self._work is None or self._work.done() or self._verdict is None:
