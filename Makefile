@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := requirements/operator.lock requirements/trainer.lock requirements/dev.lock
 
-.PHONY: help setup lock lint test test-unit proof cluster-up cluster-down cluster-status cluster-prepare images push demo
+.PHONY: help setup lock lint test test-unit test-cluster proof cluster-up cluster-down cluster-status cluster-prepare images push demo
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -40,6 +40,9 @@ test-unit: setup ## the unit tests: under a minute, no cluster
 
 proof: setup ## the long proofs of the trainer: bars on real data, every layout, S3 (half an hour; what is missing is fetched)
 	@$(BIN)/python -m pytest -q tests/proof
+
+test-cluster: setup ## every test of the real cluster
+	@$(PYTHON) -m cluster up && $(PYTHON) -m cluster images && $(BIN)/python -m pytest tests/cluster
 
 cluster-up: ## a Kubernetes: LEPTON_KUBECONFIG's, else kind, else one embedded in this machine (KWOK_NODES=n for more nodes)
 	@$(PYTHON) -m cluster up

@@ -17,13 +17,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from audit import AuditLog, Write
-from figures import save, summary
-from machine import facts
-
+from bench.audit import AuditLog, Write
+from bench.figures import save, summary
+from bench.machine import facts
 from cluster import images, substrate
 from cluster.places import AUDIT_LOG
-from installation import RELEASE, Installation
+from installation import Installation
 from kube import Kubectl, eventually
 from lepton_operator.pods.api import Api, load_configuration
 
@@ -141,7 +140,7 @@ async def run(jobs: int, size: int, turns: int, nodes: int, output: Path | None)
         inside = Kubectl(substrate.kubeconfig(), namespace)
         inside.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}, "data": {"train.py": SCRIPT}})
         api = Api(await load_configuration(str(substrate.kubeconfig())), qps=5000, burst=5000)
-        account = f"system:serviceaccount:{system}:{RELEASE}"
+        account = f"system:serviceaccount:{system}:{installation.release}"
         calls = await one_job(api, inside, namespace, account)
         inside("delete", "ltj", "--all", "--wait=true")
         eventually(lambda: _count(inside) == 0, 120)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from lepton_trainer.train.checkpoint import Checkpointer
 from lepton_trainer.train.config import Optimizer
 from lepton_trainer.train.models.transformer import Shape, Transformer
 
-CHECKPOINTS, EVERY, BATCH, CONTEXT, VOCABULARY = 10, 20, 4, 64, 4096
+CHECKPOINTS, EVERY, BATCH, CONTEXT, VOCABULARY = 10, 20, 2, 64, 4096
 
 
 def main(base: Path) -> None:
+    warnings.simplefilter("ignore")
     torch.manual_seed(0)
     model = Transformer(Shape(width=512, layers=5, heads=8, kv_heads=4, hidden=1408), VOCABULARY, CONTEXT)
     optimizers = optim.build(Optimizer(), model)

@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import ssl
-import statistics
 import sys
 import tempfile
 import time
@@ -32,11 +31,12 @@ for folder in ("", "operator", "trainer_image", "tests"):
     if str(ROOT / folder) not in sys.path:
         sys.path.append(str(ROOT / folder))
 
-from bench import machine  # noqa: E402
+from bench import figures, machine  # noqa: E402
 from lepton_operator import clock  # noqa: E402
+from lepton_operator.coordinator import link as link_module  # noqa: E402
 from lepton_operator.coordinator.link import CoordinatorLink  # noqa: E402
 from lepton_operator.coordinator.tls import TlsFiles  # noqa: E402
-from lepton_operator.pods.certificates import new_authority, write_leaf  # noqa: E402
+from lepton_operator.pods.certificates import new_authority, new_leaf  # noqa: E402
 from lepton_operator.worker import GroupOrder, MemberOrder  # noqa: E402
 from lepton_trainer.protocol.messages import PREPARED, RUNNING, Order  # noqa: E402
 from lepton_trainer.protocol.names import TOKEN_AUDIENCE  # noqa: E402
@@ -124,7 +124,9 @@ class Bench:
         self.count, self._folder = agents, folder
         self._key = rsa.generate_private_key(65537, 2048)
         self._authority = new_authority(datetime.now(UTC))
-        tls = TlsFiles(*write_leaf(folder, self._authority, [HOST], 1))
+        tls = TlsFiles(str(folder / "leaf.crt"), str(folder / "leaf.key"))
+        for path, text in zip((tls.certificate, tls.key), new_leaf(self._authority, [HOST], datetime.now(UTC)), strict=True):
+            Path(path).write_text(text)
         self.link = CoordinatorLink(listen=("127.0.0.1", 0), tls=tls, on_change=self._changed)
         self.number = 0
         self._changes = 0
@@ -220,7 +222,8 @@ class Bench:
         return took
 
     async def restart(self) -> float:
-        """Seconds from a SIGKILL of the coordinator until all agents are back."""
+        """Seconds from a SIGKILL of the coordinator until all agents are back; each time as if it were the first for long."""
+        link_module.STEADY_SECONDS = 0.0
         self._changes, began = 0, time.perf_counter()
         os.kill(self.link.pid, signal.SIGKILL)
         await self._changes_come(1)
@@ -231,32 +234,39 @@ class Bench:
         assert self.link.connected == self.count
         return took
 
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds used so far, by process."""
+        own = os.times()
+        fields = Path(f"/proc/{self.link.pid}/stat").read_text().rpartition(")")[2].split()
+        return {"operator": own.user + own.system, "coordinator": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")}
+
     def memory(self) -> int:
         """Resident bytes of the coordinator process."""
         return int(Path(f"/proc/{self.link.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def summary(seconds: list[float]) -> dict[str, Any]:
-    cuts = statistics.quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else seconds * 19
-    return {
-        "n": len(seconds),
-        "p50": round(statistics.median(seconds), 4),
-        "p95": round(cuts[18], 4),
-        "max": round(max(seconds), 4),
-        "seconds": [round(value, 4) for value in seconds],
-    }
+    return {**figures.summary(seconds), "seconds": [round(value, 4) for value in seconds]}
+
+
+def spent(before: dict[str, float], after: dict[str, float], rounds: int) -> dict[str, float]:
+    return {name: round((after[name] - before[name]) / rounds, 4) for name in before}
 
 
 async def measure(agents: int, rounds: int, restarts: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         async with Bench(agents, Path(folder)) as bench:
             empty = bench.memory()
+            began = bench.cpu()
             joins = await bench.join()
+            joined = bench.cpu()
             memory = bench.memory()
             await bench.tell("prepare-only")
             prepared = [await bench.generation(PREPARED) for _ in range(rounds)]
+            acknowledged = bench.cpu()
             await bench.tell("both-steps")
             running = [await bench.generation(RUNNING) for _ in range(rounds)]
+            ran = bench.cpu()
             after = bench.memory()
             returns = [await bench.restart() for _ in range(restarts)]
     return {
@@ -267,6 +277,9 @@ async def measure(agents: int, rounds: int, restarts: int) -> dict[str, Any]:
         "memory_kib_per_connection_after_rounds": round((after - empty) / agents / 1024, 1),
         "published_to_last_acknowledgement_seconds": summary(prepared),
         "published_to_last_member_running_seconds": summary(running),
+        "cpu_seconds_for_all_joins": spent(began, joined, 1),
+        "cpu_seconds_per_acknowledged_generation": spent(joined, acknowledged, rounds),
+        "cpu_seconds_per_running_generation": spent(acknowledged, ran, rounds),
         "coordinator_killed_to_all_agents_back_seconds": summary(returns),
     }
 
@@ -286,10 +299,9 @@ def main() -> None:
         return
     about = machine.facts()
     result = {"machine": about, **uvloop.run(measure(given.agents, given.rounds, given.restarts))}
-    text = json.dumps(result, indent=2) + "\n"
     if given.out:
-        given.out.write_text(text)
-    print(text, end="")
+        figures.save("coordinator", result, given.out)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ class Lepton:
         os.kill(int(record["pid"]), signal.SIGKILL)
         survivors = WORKERS - 1
         await until(lambda: len(self.notes.of("first step", killed)) == survivors)
-        await until(lambda: all(a.state.generation > generation and a.state.phase == "running" for a in self.agents))
+        staying = {agent.uid for agent in self.agents if agent.worker != index}
+        await until(lambda: all(a.state.generation > generation and a.state.phase == "running" for a in self.agents if a.uid in staying))
         detected = float(json.loads((self.run_dir.workers / f"{name}.json").read_text())["ended"])
         found = self._phases(killed, detected, generation)
         await self.whole(killed)  # the replacement has come
@@ -146,14 +147,10 @@ class Lepton:
         held = max(timing["order"] for timing in timings)
         forked = max(timing["forked"] for timing in timings)
         stepped = max(note["time"] for note in self.notes.of("first step", killed).values())
-        return {
-            "detect": detected - killed,
-            "decide": held - detected,
-            "restart": forked - held,
-            "catch-up": stepped - forked,
-            "held": held - killed,
-            "stepped": stepped - killed,
-        }
+        found = {"detect": detected - killed, "stepped": stepped - killed}
+        if forked > stepped:  # the next generation, with the replacement, has come already: these times are its own
+            return {**found, "decide": None, "restart": None, "catch-up": None, "held": None}
+        return {**found, "decide": held - detected, "restart": forked - held, "catch-up": stepped - forked, "held": held - killed}
 
     @staticmethod
     def _lives(pid: int) -> bool:
@@ -253,8 +250,18 @@ async def measure_torchrun(number: int, report: Callable[[str], None]) -> Json:
     return results
 
 
-def summary(values: list[float]) -> Json:
-    ordered = sorted(values)
+def summaries(lepton: Json) -> Json:
+    phases = ("detect", "decide", "restart", "catch-up", "held", "stepped", "whole again")
+    return {
+        fault: {phase: summary([entry[phase] for entry in entries if phase in entry]) for phase in phases if phase in entries[0]}
+        for fault, entries in lepton.items()
+        if entries
+    }
+
+
+def summary(values: list[float | None]) -> Json:
+    """Of the values that could be read; `n` says how many."""
+    ordered = sorted(value for value in values if value is not None)
     return {
         "n": len(ordered),
         "min": round(ordered[0], 4),
@@ -278,9 +285,7 @@ def main() -> int:
     begun = time.monotonic()
     lepton = asyncio.run(measure_lepton(options.number, report))
     stock = asyncio.run(measure_torchrun(options.torchrun, report)) if options.torchrun else {}
-    found = {
-        fault: {phase: summary([entry[phase] for entry in entries]) for phase in entries[0]} for fault, entries in lepton.items() if entries
-    }
+    found = summaries(lepton)
     goals = {
         f"{fault}: {phase}": {"goal": goal, "p50": found[fault][phase]["p50"], "met": found[fault][phase]["p50"] <= goal}
         for fault, wanted in GOALS.items()

@@ -17,10 +17,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from audit import AuditLog
-from figures import save, summary, table
-from machine import facts
-
+from bench.audit import AuditLog
+from bench.figures import save, summary, table
+from bench.machine import facts
 from cluster import images, substrate
 from cluster.places import AUDIT_LOG
 from installation import Installation
@@ -32,6 +31,7 @@ JOBS = "/apis/training.lepton.ai/v1alpha1/namespaces/{}/leptontrainingjobs"
 CORE = "/api/v1/namespaces/{}/{}"
 PHASES = ("created", "started", "joined", "main", "imported", "group", "step")
 WORKERS = 2
+STOCK = Path(__file__).parent / "scripts" / "stock.py"
 SCRIPT = """
 import time
 main = time.time()
@@ -65,7 +65,16 @@ def job(name: str) -> Json:
 def bare_pod(name: str, index: int, image: str) -> Json:
     """What a user without an operator writes: stock torchrun with the c10d rendezvous in pod 0, names by a headless Service."""
     rendezvous = f"--rdzv-endpoint={name}-0.{name}:29400"
-    torchrun = [f"--nnodes={WORKERS}", "--nproc-per-node=1", "--rdzv-backend=c10d", rendezvous, f"--rdzv-id={name}", "train.py"]
+    # Without its own address torchrun tells the others its short host name, which they cannot resolve.
+    torchrun = [
+        "--local-addr=$(POD_IP)",
+        f"--nnodes={WORKERS}",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+        rendezvous,
+        f"--rdzv-id={name}",
+        "train.py",
+    ]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -78,9 +87,12 @@ def bare_pod(name: str, index: int, image: str) -> Json:
                 {
                     "name": "trainer",
                     "image": image,
-                    "command": ["python3", "-m", "torch.distributed.run", *torchrun],
+                    "command": ["python3", "stock.py", *torchrun],
                     "workingDir": "/workspace",
-                    "env": [{"name": "HOME", "value": "/tmp"}],
+                    "env": [
+                        {"name": "HOME", "value": "/tmp"},
+                        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                    ],
                     "volumeMounts": [{"name": "code", "mountPath": "/workspace"}],
                 }
             ],
@@ -155,7 +167,14 @@ async def run(number: int, output: Path | None) -> None:
     try:
         installation.install()
         inside = Kubectl(substrate.kubeconfig(), namespace)
-        inside.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}, "data": {"train.py": SCRIPT}})
+        inside.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "script"},
+                "data": {"train.py": SCRIPT, "stock.py": STOCK.read_text()},
+            }
+        )
         api = Api(await load_configuration(str(substrate.kubeconfig())))
         bench = Bench(api, inside, namespace, named["trainer"])
         for turn in range(number + 1):

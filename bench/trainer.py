@@ -7,15 +7,16 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "trainer_image")]
 
 
-def rounds(sides: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
+def rounds(sides: dict[str, Callable[[], T]], count: int) -> dict[str, list[T]]:
     """Call each side once per round, in an order that turns, so that what others do on the machine falls on all alike."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[str, list[T]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(count + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:

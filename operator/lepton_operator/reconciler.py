@@ -5,6 +5,7 @@ A key is reconciled by one task at a time (`workqueue` sees to that). Nothing is
 
 import asyncio
 import logging
+import random
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Protocol
 from lepton_operator import conditions
 from lepton_operator.decision import goodput
 from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
-from lepton_operator.job import Job, JobError
+from lepton_operator.job import Job, JobError, Json
 from lepton_operator.status import VIEWS, Status, read_status
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
@@ -23,10 +24,13 @@ log = logging.getLogger(__name__)
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """As Kubernetes names its own pods: no vowels, so no words."""
 CONFLICT_SECONDS = 0.01
+LONGEST_SECONDS = 30.0
 LOOK_AGAIN_SECONDS = 0.05
 """After a status write the plan is asked once more: what it waits for next is counted from the write."""
 INVALID = "InvalidSpec"
 REJECTED_STATUS_SECONDS = 30.0
+PLAIN_SECONDS = 600.0
+"""For so long a CRD that refused what is only shown is not asked again; it may have been upgraded by then."""
 BLIND_WINDOW_SECONDS = 1.0
 BLIND_DROPS, BLIND_JOBS = 5, 2
 
@@ -71,7 +75,8 @@ class _Entry:
     rejection: Rejection | None = None
     said: str = ""  # the last complaint about a job that cannot be served
     service: bool = False
-    status: Status = field(default_factory=Status)
+    status: Status = field(default_factory=Status)  # as it was last written, or read from `read`
+    read: Json | None = None
     summary: JobSummary | None = None
 
 
@@ -93,19 +98,23 @@ class Reconciler:
         self._on_finished = on_finished
         self._entries: dict[str, _Entry] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._plain: set[str] = set()  # jobs whose whole status was refused
+        self._plain: dict[str, float] = {}  # jobs whose whole status was refused -> mono until when it is not tried again
+        self._failures: dict[str, int] = {}  # in a row
         self._missed: frozenset[tuple[str, str]] = frozenset()  # (job, worker UID): who dropped when all did
         self.leading_since = clock().mono
 
     def lead(self) -> None:
         """This process begins to decide: what it remembers from before is worth nothing."""
         self._entries.clear()
+        self._plain.clear()
+        self._failures.clear()
         self._missed = frozenset()
         self.leading_since = self._clock().mono
 
     def forget(self, key: str) -> None:
         self._entries.pop(key, None)
-        self._plain.discard(key)
+        self._plain.pop(key, None)
+        self._failures.pop(key, None)
         self._coordinator.drop_group(key)
 
     def summaries(self) -> Mapping[str, JobSummary]:
@@ -115,21 +124,27 @@ class Reconciler:
     async def reconcile(self, key: str) -> float | None:
         """Looks at one job and does what is due. Returns the seconds until it must be looked at again, None for: when something changes."""
         try:
-            return await self._look(key)
+            again = await self._look(key)
+            self._failures.pop(key, None)
+            return again
         except Conflict:
-            return CONFLICT_SECONDS
+            return self._patience(key, CONFLICT_SECONDS)
         except Gone:
             return None
         except Unavailable as error:
             log.warning("the API is unavailable: %s", error, extra={"job": key})
-            return error.retry_after
+            return self._patience(key, error.retry_after)
+
+    def _patience(self, key: str, first: float) -> float:
+        """Seconds until the next try: `first`, or more, up to twice as much with each failure in a row; jobs that failed together part."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        return first + random.uniform(0.5, 1.0) * max(0.0, min(LONGEST_SECONDS, first * 2.0 ** min(failures - 1, 20)) - first)
 
     async def _look(self, key: str) -> float | None:
         try:
             job = self._substrate.job(key)
         except JobError as error:
-            await self._refuse(key, error)
-            return None
+            return await self._refuse(key, error)
         if job is None or job.deleting:
             self.forget(key)
             return None
@@ -138,27 +153,28 @@ class Reconciler:
             entry = self._entries[key] = _Entry(job.uid)
         return await self._step(key, job, entry)
 
-    async def _refuse(self, key: str, error: JobError) -> None:
+    async def _refuse(self, key: str, error: JobError) -> float | None:
         """A job that cannot be read gets a condition and an event, once; what it runs already is left alone."""
         job = error.stub
         if job is None or job.deleting:
-            return
+            return None
         observed = read_status(job.status)
         if observed.manager not in ("", self._manager):
-            return
+            return None
         condition = conditions.Condition(conditions.ACCEPTED, False, INVALID, str(error), self._clock().wall, job.generation)
         known = conditions.with_condition(observed.conditions, condition)
         if known == observed.conditions:
-            return
+            return None
         log.warning("cannot be served: %s", error, extra={"job": key})
         state = observed.state or "Pending"
         status = replace(observed, conditions=known, manager=self._manager, state=state, reason=INVALID, message=str(error))
         try:
-            await self._substrate.write_status(job, status.to_json())
+            await self._write(job, status)
         except Rejected as refusal:
             log.error("status refused: %s", refusal.message, extra={"job": key})
-            return
+            return REJECTED_STATUS_SECONDS
         self._tell(job, Event("Warning", INVALID, str(error)))
+        return None
 
     async def _step(self, key: str, job: Job, entry: _Entry) -> float | None:
         world = World(
@@ -173,23 +189,26 @@ class Reconciler:
             rejection=entry.rejection,
             claimant_gone=self._claimant_gone(str(job.status.get("manager", ""))),
         )
-        decided = plan(world, entry.memory, self._clock())
+        before = entry.memory
+        decided = plan(world, before, self._clock())
         if decided.status is not None:
             try:
                 await self._write(job, decided.status)
             except Rejected as error:
                 log.error("status refused: %s", error.message, extra={"job": key})
                 return REJECTED_STATUS_SECONDS
-            self._note_end(read_status(job.status), decided.status)
+            self._note_end(job, decided.status)
             job = self._substrate.job(key) or job
-            entry.status = decided.status
-        entry.memory = decided.memory
-        entry.summary = self._summary(job, entry)
+        # A scrape may have counted on while the status was written: counters never go back.
+        counters = decided.memory.counters if entry.memory is before else entry.memory.counters
+        entry.memory = replace(decided.memory, counters=counters)
         for event in decided.events:
             self._tell(job, event)
         if decided.order is None:  # another installation's
             self._coordinator.drop_group(key)
+            entry.summary = None
             return decided.wake
+        self._summarise(job, entry, decided.status)
         self._coordinator.set_group(decided.order)
         if decided.probe:
             self._coordinator.probe(key)
@@ -199,14 +218,14 @@ class Reconciler:
 
     async def _write(self, job: Job, status: Status) -> None:
         """A CRD of another version may not know what is only shown; what decides must be written all the same."""
-        if job.key not in self._plain:
+        if self._clock().mono >= self._plain.get(job.key, 0.0):
             try:
                 await self._substrate.write_status(job, status.to_json())
                 return
             except Rejected as error:
                 log.error("the CRD is of another version, status is written without views: %s", error.message, extra={"job": job.key})
         await self._substrate.write_status(job, {part: value for part, value in status.to_json().items() if part not in VIEWS})
-        self._plain.add(job.key)
+        self._plain[job.key] = self._clock().mono + PLAIN_SECONDS
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
         if job.intra_job_communication and not entry.service:
@@ -270,14 +289,18 @@ class Reconciler:
             if agent.uid not in alive and not agent.connected:
                 self._coordinator.forget(key, agent.uid, agent.boot)
 
-    def _note_end(self, before: Status, after: Status) -> None:
+    def _note_end(self, job: Job, after: Status) -> None:
         for kind, result in ((conditions.COMPLETE, "complete"), (conditions.FAILED, "failed")):
-            if conditions.is_true(after.conditions, kind) and not conditions.is_true(before.conditions, kind):
+            if conditions.is_true(after.conditions, kind) and not conditions.is_true(read_status(job.status).conditions, kind):
                 self._on_finished(result)
 
-    def _summary(self, job: Job, entry: _Entry) -> JobSummary:
-        status = read_status(job.status)
-        return JobSummary(
+    def _summarise(self, job: Job, entry: _Entry, written: Status | None) -> None:
+        if written is not None:
+            entry.status, entry.read = written, None
+        elif entry.read is not job.status:
+            entry.status, entry.read = read_status(job.status), job.status
+        status = entry.status
+        entry.summary = JobSummary(
             namespace=job.namespace,
             name=job.name,
             state=status.state,
@@ -303,7 +326,8 @@ class Reconciler:
         counted = counters.speaker(agents)
         if counted is None:
             return summary
-        counters, speaker = counters.observe(counted, fresh=counters.source == ("", "")), agents[0]
+        first = counters.source == ("", "") and entry.status.progress.step is None  # else an earlier leader has counted
+        counters, speaker = counters.observe(counted, fresh=first), agents[0]
         entry.memory = replace(entry.memory, counters=counters)
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
         entry.summary = replace(summary, counters=counters, loss=loss)

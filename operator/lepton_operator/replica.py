@@ -40,6 +40,8 @@ from lepton_operator.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+NOT_LEADING_SECONDS = 0.5
+"""A renewal that comes just after its deadline ends no leadership: what was due in the gap is looked at after it."""
 IDENTITY_SECONDS = 600.0
 """How often the CA's Secret and the age of the leaf are looked at."""
 STOP_SECONDS = 1.5
@@ -110,6 +112,7 @@ class Replica:
         )
         self._listener = Listener(api, self._cache, config.watch_namespaces, self._changed, self._deleted, self._take_signals)
         api.on_return = self._listener.relist_soon
+        api.may_write = lambda: self.leads
         self._metrics.watch(
             self._summaries,
             leader=lambda: self.leads,
@@ -255,7 +258,7 @@ class Replica:
         self._authority = authority
         self._identified.set()
         if self.leads:
-            await self._substrate.trust(authority.bundle)
+            await self._substrate.trust(authority.bundle, self._config.manager)
 
     async def _start_coordinator(self, link: CoordinatorLink) -> None:
         await link.start()
@@ -280,7 +283,7 @@ class Replica:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._endpoint.run(), name="endpoint")
             group.create_task(self._diagnosis.run(), name="diagnosis")
-            await self._substrate.trust(self._authority.bundle)
+            group.create_task(self._substrate.trust(self._authority.bundle, self._config.manager), name="trust")
             self._reconciler.lead()
             self._listener.relist_soon()
             self._look_at_all()
@@ -288,7 +291,7 @@ class Replica:
 
     async def _look(self, key: str) -> float | None:
         if not self.leads or self._reconciler is None:
-            return None
+            return NOT_LEADING_SECONDS
         with self._metrics.reconciles.time():
             again = await self._reconciler.reconcile(key)
         log.debug("looked at, again in %s s", again, extra={"job": key})

@@ -190,55 +190,54 @@ def _camel(name: str) -> str:
 
 
 def _plain(value: Any) -> Json:
-    hints = _hints(type(value))
     plain: Json = {}
-    for entry in fields(value):
-        item = getattr(value, entry.name)
-        if entry.name == "conditions" or item is None or item == "" or item == () or item == {}:
+    for name, key, hint in _layout(type(value)):
+        item = getattr(value, name)
+        if name == "conditions" or item is None or item == "" or item == () or item == {}:
             continue
-        hint = hints[entry.name]
         if hint in (Time, MicroTime):
             if item:
-                plain[_camel(entry.name)] = format_time(item) if hint is Time else format_micro_time(item)
+                plain[key] = format_time(item) if hint is Time else format_micro_time(item)
         elif is_dataclass(item):
             nested = _plain(item)
             if nested:
-                plain[_camel(entry.name)] = nested
+                plain[key] = nested
         elif isinstance(item, tuple):
-            plain[_camel(entry.name)] = [_plain(one) if is_dataclass(one) else one for one in item]
+            plain[key] = [_plain(one) if is_dataclass(one) else one for one in item]
         elif isinstance(item, float):
-            plain[_camel(entry.name)] = round(item, 3)
+            plain[key] = round(item, 3)
         elif isinstance(item, dict):
-            plain[_camel(entry.name)] = {key: round(number, 3) for key, number in item.items()}
+            plain[key] = {cause: round(number, 3) for cause, number in item.items()}
         else:
-            plain[_camel(entry.name)] = item
+            plain[key] = item
     return plain
 
 
 T = TypeVar("T")
-_HINTS: dict[type, dict[str, Any]] = {}
+_LAYOUTS: dict[type, tuple[tuple[str, str, Any], ...]] = {}
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    if kind not in _HINTS:
-        _HINTS[kind] = typing.get_type_hints(kind)
-    return _HINTS[kind]
+def _layout(kind: type) -> tuple[tuple[str, str, Any], ...]:
+    """(attribute, key in the JSON, type) of each field, `X | None` as X: worked out once, for every look reads a status."""
+    if kind not in _LAYOUTS:
+        hints = typing.get_type_hints(kind)
+        _LAYOUTS[kind] = tuple((entry.name, _camel(entry.name), _present(hints[entry.name])) for entry in fields(kind))
+    return _LAYOUTS[kind]
+
+
+def _present(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
 
 
 def _typed(kind: type[T], plain: Json) -> T:
-    hints = _hints(kind)
-    values: dict[str, Any] = {}
-    for entry in fields(kind):  # type: ignore[arg-type]
-        if plain.get(name := _camel(entry.name)) is not None:
-            values[entry.name] = _value(hints[entry.name], plain[name])
-    return kind(**values)
+    return kind(**{name: _value(hint, item) for name, key, hint in _layout(kind) if (item := plain.get(key)) is not None})
 
 
 def _value(hint: Any, item: Any) -> Any:
     if hint in (Time, MicroTime):
         return parse_time(item)
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if is_dataclass(hint):
         return _typed(hint, item)  # type: ignore[arg-type]
     if typing.get_origin(hint) is tuple:

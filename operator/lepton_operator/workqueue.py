@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF = 0.05
 LONGEST_BACKOFF = 60.0
+SPARE_TIMERS = 64
 
 
 class WorkQueue:
@@ -52,6 +53,9 @@ class WorkQueue:
             return
         self._due[key] = due
         heapq.heappush(self._heap, (due, next(self._count), key))
+        if len(self._heap) > 2 * len(self._due) + SPARE_TIMERS:  # most were overtaken by something earlier
+            self._heap = [(due, next(self._count), key) for key, due in self._due.items()]
+            heapq.heapify(self._heap)
         self._timer_wake.set()
 
     def add_failed(self, key: str) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from installation import CHART, CHECKOUT, CRD, RELEASE, Installation
+from installation import CHART, CHECKOUT, CRD, Installation
 from kube import Kubectl, eventually
 from plain_trainings import is_complete, step, train, undisturbed
 
@@ -55,12 +55,12 @@ def test_an_upgrade_of_a_namespaced_installation_disturbs_no_job(
         *("--set", f"watchNamespaces={{{namespace}}}"),
         *("--set", f"image.operator={images['operator']},image.trainer={images['trainer']}"),
     ]
-    lepton.helm("install", RELEASE, str(CHART), as_owner, *values, "--wait", "--timeout=90s")
+    lepton.helm("install", lepton.release, str(CHART), as_owner, *values, "--wait", "--timeout=90s")
     try:
         job = train(kubeconfig, namespace, "upgraded", steps=250)
         eventually(lambda: step(job) > 1, timeout=90)
         agents, before = job.agents(), lepton.leader()
-        lepton.helm("upgrade", RELEASE, str(CHART), as_owner, *values, "--set", "log.level=debug", "--wait", "--timeout=90s")
+        lepton.helm("upgrade", lepton.release, str(CHART), as_owner, *values, "--set", "log.level=debug", "--wait", "--timeout=90s")
         eventually(lambda: lepton.leader() not in ("", before), timeout=40)
         stepped = step(job)
         eventually(lambda: step(job) > stepped or is_complete(job), timeout=60)
@@ -69,7 +69,7 @@ def test_an_upgrade_of_a_namespaced_installation_disturbs_no_job(
         assert undisturbed(job) == (0, 1)
         assert "forbidden" not in lepton.log().lower()
     finally:
-        lepton.helm("uninstall", RELEASE, as_owner, "--ignore-not-found", "--wait")
+        lepton.helm("uninstall", lepton.release, as_owner, "--ignore-not-found", "--wait")
 
 
 def test_jobs_outlive_the_operator_and_nothing_of_it_holds_a_namespace(
@@ -97,7 +97,7 @@ def test_jobs_outlive_the_operator_and_nothing_of_it_holds_a_namespace(
         eventually(lambda: is_complete(adopted), timeout=120)
         assert undisturbed(adopted) == (0, 1)
     finally:
-        lepton.helm("uninstall", RELEASE, "--ignore-not-found", "--wait")
+        lepton.helm("uninstall", lepton.release, "--ignore-not-found", "--wait")
 
 
 def test_the_operator_of_install_yaml_completes_a_job(kubeconfig: Path, namespace: str, images: dict[str, str]) -> None:

@@ -119,7 +119,9 @@ def test_a_worker_that_stands_still_for_a_while_is_not_thrown_out(running: Train
         os.kill(agents[1], signal.SIGCONT)
     job.until(lambda: running.ledger.top > top + 120, "steps go on")
     assert (job.agents(), job.status.rendezvous.generation) == (agents, generation)
+    restarts = job.status.restarts.total
     running.ledger.fault(1, "SIGKILL")  # and it listens again
+    running.booked(restarts + 1)
     running.steps_on()
     assert job.agents() == agents
 
@@ -166,7 +168,9 @@ def test_a_killed_operator_is_followed_by_one_that_disturbs_nothing(running: Tra
     top = running.ledger.top
     job.until(lambda: running.ledger.top > top + 20, "steps go on")
     assert (job.agents(), job.status.rendezvous.generation, running.rank_pids()) == (agents, generation, ranks)
+    restarts = job.status.restarts.total
     running.ledger.fault(2, "SIGKILL")  # and it can heal them
+    running.booked(restarts + 1)
     running.steps_on()
     assert job.agents() == agents
     running.nothing_lost()

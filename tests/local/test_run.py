@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from lepton_operator.local.processes import identify
 from local.lepton_run import CLI, SCRIPTS, LocalJob, local_job, manifest, sample, until
 
 PLAIN = str(SCRIPTS / "plain.py")
@@ -276,6 +277,7 @@ def test_a_second_ctrl_c_waits_for_nobody(make: Make, tmp_path: Path) -> None:
     assert job.ended(10) == 130
     assert time.monotonic() - begun < 4
     assert job.left_behind() == []
+    assert list((job.run_dir / "workers").iterdir()) == [], "no record that the next run would take for a failure"
 
 
 def test_ctrl_c_stops_all_ranks_after_the_same_step_where_the_script_asks(make: Make, tmp_path: Path) -> None:
@@ -287,6 +289,23 @@ def test_ctrl_c_stops_all_ranks_after_the_same_step_where_the_script_asks(make: 
     assert job.ended(20) == 130
     stopped = dict(line.split() for line in (tmp_path / "stopped").read_text().splitlines())
     assert set(stopped) == {"0", "1"} and len(set(stopped.values())) == 1, stopped
+
+
+def test_what_a_script_left_in_the_background_ends_with_its_agent(make: Make, tmp_path: Path) -> None:
+    """In sessions of their own, with and without the environment that marks them; the agent is killed and can do nothing for them."""
+    job = make(f"daemons={tmp_path / 'daemons'}", f"until={tmp_path / 'go'}", recovery={"maxRestarts": 1})
+    job.start()
+    job.until_status(lambda s: s.state == "Running", "the job runs")
+    until(lambda: (tmp_path / "daemons").exists() and len((tmp_path / "daemons").read_text().split()) == 2, "both daemons")
+    first = list(map(int, (tmp_path / "daemons").read_text().split()))
+    agents = job.agents()
+    os.kill(agents[0], signal.SIGKILL)
+    until(lambda: all(identify(pid) is None for pid in first), "they are gone, too", 5)
+    job.until(lambda: job.agents().get(0) not in (None, agents[0]), "another worker 0")
+    (tmp_path / "go").touch()
+    assert job.ended() == 0
+    assert all(identify(int(pid)) is None for pid in (tmp_path / "daemons").read_text().split())
+    assert job.left_behind() == []
 
 
 def test_a_progress_bar_and_a_huge_line_go_through_the_log(make: Make) -> None:

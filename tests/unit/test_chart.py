@@ -43,7 +43,7 @@ OWN_RIGHTS = {
     ("", "secrets lepton-operator-coordinator-ca", "get patch"),
 }
 CLUSTER_RIGHTS = {
-    ("", "nodes", "get list watch"),
+    ("", "nodes", "list watch"),
     ("coordination.k8s.io", "leases", "get"),
     ("authentication.k8s.io", "tokenreviews", "create"),
 }

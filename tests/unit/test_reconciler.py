@@ -2,13 +2,15 @@
 
 import asyncio
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lepton_operator import conditions
 from lepton_operator.job import Job, JobError, read_job, read_stub
-from lepton_operator.reconciler import Reconciler
+from lepton_operator.reconciler import PLAIN_SECONDS, REJECTED_STATUS_SECONDS, Reconciler
 from lepton_operator.status import read_status
 from lepton_operator.substrate import Conflict, Event, Rejected, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
@@ -28,6 +30,7 @@ class Substrate:
         self.events: list[Event] = []
         self.faults: list[Exception] = []
         self.conflicts = 0
+        self.during_write: Callable[[], object] = lambda: None
         self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
 
     def job(self, key: str) -> Job | None:
@@ -50,6 +53,7 @@ class Substrate:
         del self.made[worker.name]
 
     async def write_status(self, job: Job, status: dict[str, Any]) -> None:
+        self.during_write()
         if self.unknown & set(status):
             raise Rejected("Invalid", f"{self.unknown & set(status)}: Invalid value")
         if self.conflicts:
@@ -75,6 +79,7 @@ class Coordinator:
         self.joined = False
         self.dropped: list[str] = []
         self.drops: list[tuple[str, str]] = []
+        self.progress = m.Progress()
 
     def set_group(self, order: GroupOrder) -> None:
         self.order = order
@@ -85,7 +90,7 @@ class Coordinator:
     def agents(self, job: str) -> list[Agent]:
         if not self.joined:
             return []
-        return [Agent(w.index, w.uid, "boot", "host", 1, m.State(1)) for w in self._substrate.made.values()]
+        return [Agent(w.index, w.uid, "boot", "host", 1, m.State(1), self.progress) for w in self._substrate.made.values()]
 
     def forget(self, job: str, uid: str, boot: str) -> None: ...
 
@@ -206,3 +211,72 @@ async def test_a_crd_of_another_version_that_refuses_a_view_stops_no_decision() 
     await world.look(2)
     assert read_status(world.substrate.body["status"]).rendezvous.generation == 1
     assert not world.substrate.unknown & set(world.substrate.body["status"])
+
+
+async def test_a_crd_that_was_upgraded_shows_the_views_again() -> None:
+    world = World()
+    world.substrate.unknown = {"goodput", "startup"}
+    await world.look(2)
+    world.substrate.unknown = set()
+    world.mono += PLAIN_SECONDS
+    world.coordinator.joined = True
+    await world.look(3)
+    assert {"goodput", "startup"} & set(world.substrate.body["status"])
+
+
+async def test_a_refused_complaint_about_a_job_is_made_again() -> None:
+    world = World()
+    world.substrate.body["spec"]["workers"]["replicas"] = -3
+    world.substrate.unknown = {"conditions"}
+    assert await world.look() == REJECTED_STATUS_SECONDS
+    world.substrate.unknown = set()
+    assert await world.look() is None
+    assert "conditions" in world.substrate.body["status"]
+
+
+async def test_a_server_that_stays_busy_is_asked_less_and_less_and_at_once_again_after_a_success() -> None:
+    world = World()
+    world.substrate.faults = [Unavailable("busy") for _ in range(20)]
+    waits = [wake for _ in range(8) if (wake := await world.look()) is not None]
+    assert waits[0] == 1.0 and waits[-1] > 8.0 and max(waits) <= 30.0
+    world.substrate.faults = []
+    await world.look()
+    world.substrate.made.clear()
+    world.substrate.faults = [Unavailable("busy")]
+    assert await world.look() == 1.0
+
+
+async def test_a_write_that_always_conflicts_is_no_hot_loop() -> None:
+    world = World()
+    world.substrate.conflicts = 100
+    waits = [wake for _ in range(12) if (wake := await world.look()) is not None]
+    assert waits[0] < 0.05 and waits[-1] > 5.0
+
+
+async def test_another_installations_job_has_no_series_here() -> None:
+    world = World()
+    await world.look(2)
+    assert KEY in world.reconciler.summaries()
+    world.substrate.body["status"] = {"manager": "elsewhere/two"}
+    await world.look()
+    assert world.reconciler.summaries() == {}
+
+
+async def test_what_a_scrape_counted_while_a_status_was_written_is_kept() -> None:
+    world = World()
+    world.coordinator.joined = True
+    world.coordinator.progress = m.Progress(step=5, steps_total=5, samples_total=50.0)
+    await world.look(3)
+
+    def scrape() -> None:
+        world.coordinator.progress = replace(world.coordinator.progress, step=9, steps_total=9, samples_total=90.0)
+        shown.append(world.reconciler.summaries()[KEY].counters.samples)
+
+    shown: list[float] = []
+    world.substrate.during_write = scrape
+    world.substrate.body["metadata"]["generation"] += 1  # something to write
+    await world.look()
+    world.substrate.during_write = lambda: None
+    world.coordinator.joined = False
+    shown.append(world.reconciler.summaries()[KEY].counters.samples)
+    assert shown[0] == 90.0 and shown == sorted(shown)

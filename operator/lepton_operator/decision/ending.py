@@ -61,6 +61,7 @@ def _patience(draft: Draft, worker: Worker, since: float) -> float:
     """Seconds that a worker is still given to end by itself."""
     if draft.speaker(worker) is not None:
         return since + DEAF_SECONDS - draft.now.mono
-    if worker.phase is Phase.PENDING:
+    heard = worker.uid in draft.boots or worker.uid in draft.memory.joined
+    if worker.phase is Phase.PENDING and not heard:  # the kubelet's word for one that has joined may only be late
         return 0.0
     return max(since, draft.world.leading_since, draft.world.listening_since) + WIND_DOWN_SECONDS - draft.now.mono

@@ -87,6 +87,7 @@ class _Peers:
 
     failed: bool  # a process of one of them failed
     stopped_for: float | None  # seconds since any connected member stepped; None: none has ever reported a step
+    told_stopped_for: float | None  # the same by their own last words, which may be older than a step
     usual: float  # step time in seconds
     blind: bool
 
@@ -98,8 +99,10 @@ def judge(generation: Generation, facts: Facts, now: Clock) -> tuple[Judgement, 
     peers = _Peers(
         failed=any(j.verdict is Verdict.FAILED for j in first),
         stopped_for=_steps_stopped_for(connected, now),
+        told_stopped_for=min((agent.heard - agent.stepped for agent in connected if agent.stepped), default=None),
         usual=usual_step_seconds(connected),
-        blind=facts.blind or not connected,
+        # Nobody connected, or nobody heard: then the fault is more likely between them and us.
+        blind=facts.blind or all(now.mono - agent.heard > SILENT_SECONDS for agent in connected),
     )
     doubtful = {Verdict.ALIVE: _silent, Verdict.SUSPECTED: _closed, Verdict.UNKNOWN: _not_back}
     return tuple(doubtful[j.verdict](j, facts, now, peers) if j.verdict in doubtful else j for j in first)
@@ -221,9 +224,8 @@ def _closed(j: Judgement, facts: Facts, now: Clock, peers: _Peers) -> Judgement:
         return j
     if peers.failed and age >= PEER_FAILED_SECONDS:
         return lost
-    still = age if peers.stopped_for is None else min(age, peers.stopped_for)
-    # The word of a step takes its time, too: of a fast group the last one heard of is often older than a step.
-    overdue = peers.usual + (SUSPECT_SECONDS if j.worker.node_ready else 0.0)
+    still = age if peers.told_stopped_for is None else min(age, peers.told_stopped_for)
+    overdue = peers.usual + (SUSPECT_SECONDS if j.worker.node_ready else 0.0)  # no step is made like clockwork
     return lost if age >= SUSPECT_SECONDS and still >= overdue else j
 
 

@@ -134,7 +134,10 @@ class LocalRun:
         )
         try:
             port = await self._probes.start(self._options.metrics_port, LOOPBACK)
-            await self._link.start()
+            try:
+                await self._link.start()
+            except RuntimeError as error:
+                raise OSError(str(error)) from None
             self._link.lead(clock.mono() + FOREVER)
             self._run.write_addresses(f"tcp://{LOOPBACK}:{self._link.port}", f"http://{LOOPBACK}:{port}/metrics")
             self._screen.begin(port, self._substrate.find() if prepared.goes_on else 0, prepared.checkpoints)

@@ -21,7 +21,7 @@ from lepton_operator.local.manifest import Manifest
 from lepton_operator.local.outfit import GRACE_SECONDS, agent_directory, outfit
 from lepton_operator.local.store import RunDirectory
 from lepton_operator.local.validation import ManifestError
-from lepton_operator.substrate import Event, Gone, Rejected
+from lepton_operator.substrate import Event, Gone, Rejected, Unavailable
 from lepton_operator.worker import Phase, Worker
 from lepton_trainer.protocol import names
 from lepton_trainer.protocol.frames import ProtocolError
@@ -62,7 +62,10 @@ class LocalSubstrate:
         def change(body: dict[str, Any]) -> None:
             body["status"] = words
 
-        self._run.update(change, job.resource_version)
+        try:
+            self._run.update(change, job.resource_version)
+        except OSError as error:
+            raise Unavailable(f"{error.filename}: {error.strerror}") from None
 
     async def ensure_service(self, job: Job) -> None:
         """All workers share this machine's loopback: names need no Service."""
@@ -106,8 +109,12 @@ class LocalSubstrate:
         child.returncode = 0  # the Watch waits for it, and Popen must not
         now = time.time()
         worker = Worker(name, uid, index, Phase.RUNNING, "1", now, node=NODE, started=now)
-        self._run.write_record(name, {"uid": uid, "index": index, "pid": identity.pid, "start": identity.started, "created": now})
         self._adopt(worker, identity)
+        try:
+            self._run.write_record(name, {"uid": uid, "index": index, "pid": identity.pid, "start": identity.started, "created": now})
+        except OSError as error:  # nobody would find it again
+            await self.delete_worker(job, worker, 0)
+            raise Rejected("WorkerNotStarted", f"{error.filename}: {error.strerror}") from None
         return worker
 
     async def delete_worker(self, job: Job, worker: Worker, grace_seconds: float | None) -> None:
@@ -164,7 +171,10 @@ class LocalSubstrate:
             del self._workers[name]
             self._run.drop_record(name)
         else:
-            self._run.write_record(name, {**self._run.record(name), "ended": time.time(), "status": status})
+            try:
+                self._run.write_record(name, {**self._run.record(name), "ended": time.time(), "status": status})
+            except OSError as error:
+                log.warning("how worker %s ended cannot be kept: %s: %s", name, error.filename, error.strerror)
             self._workers[name] = _ended(worker, status, self._result(name), time.time())
         self._ended.set()
         self._on_change()

@@ -25,6 +25,7 @@ Observe = Callable[[str, str, str, float], None]
 TIMEOUT_SECONDS = 15.0
 CONNECT_SECONDS = 5.0
 PAGE = 500
+WRITES = frozenset({"create", "update", "patch", "delete"})
 
 
 class AlreadyExists(Exception):
@@ -68,6 +69,8 @@ class Api:
     def __init__(self, configuration: kube.Configuration, qps: float = 200.0, burst: float = 400.0, observe: Observe | None = None) -> None:
         self.on_return: Callable[[], None] = lambda: None
         """Called when the API server answers again after it could not be reached."""
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked just before each request that changes something in the cluster."""
         self._away = False
         self._client = kube.ApiClient(configuration)
         self._bucket = TokenBucket(qps, burst)
@@ -93,6 +96,8 @@ class Api:
     ) -> Json:
         """The decoded response. `verb` is Kubernetes' (get, list, create, update, patch, delete), `resource` names it in the metrics."""
         await self._bucket.take()
+        if verb in WRITES and resource != "tokenreviews" and not self.may_write():
+            raise Unavailable(f"not leading (any more), so nothing is written: {verb} {resource}")
         began = time.monotonic()
         code = "error"
         try:

@@ -61,6 +61,14 @@ class Cache:
         entry = self._objects[JOBS].get((namespace, name))
         return entry.uid if entry else ""
 
+    def manager(self, key: str) -> str:
+        """The installation that has claimed a known job, readable or not; empty: none."""
+        try:
+            job = self.job(key)
+        except JobError as error:
+            job = error.stub
+        return str(job.status.get("manager", "")) if job is not None else ""
+
     def keys(self) -> list[str]:
         return [f"{namespace}/{name}" for namespace, name in self._objects[JOBS]]
 
@@ -164,6 +172,11 @@ class Cache:
         self._dead.move_to_end(uid)
         while len(self._dead) > TOMBSTONES:
             self._dead.popitem(last=False)
+
+    def let_go(self, namespace: str) -> Keys:
+        """Forgets a namespace that may not be read any more. Nothing of it is known to be gone, so all of it may come back."""
+        found = [(kind, where) for kind in (PODS, JOBS) for where in self._objects[kind] if where[0] == namespace]
+        return frozenset().union(*(self._drop(kind, where) for kind, where in found))
 
     def forget_missing(self, kind: str, namespace: str | None, listed: set[str], list_version: str) -> Keys:
         """After a whole LIST of a namespace (None: of all): what it lacks is gone, unless it is newer than the LIST.

@@ -4,7 +4,7 @@ When a new CA is due, what workers trust (`Authority.bundle`) holds the new and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 
@@ -26,7 +26,7 @@ class Authority:
     """PEM texts. `bundle` is what workers trust: the CA's own certificate first, then the one before it, if any."""
 
     bundle: str
-    key: str
+    key: str = field(repr=False)
 
     @property
     def certificate(self) -> x509.Certificate:

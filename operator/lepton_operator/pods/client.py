@@ -80,6 +80,9 @@ class ClusterSubstrate:
         except Conflict:
             await self._read_again(PODS, "pods", path)
             raise
+        except Gone:
+            self._cache.apply(PODS, {"metadata": {"namespace": job.namespace, "name": worker.name, "uid": worker.uid}}, deleted=True)
+            raise
         if body.get("kind") != "Pod":
             return
         if (body.get("metadata") or {}).get("deletionTimestamp"):
@@ -129,15 +132,16 @@ class ClusterSubstrate:
     async def emit(self, job: Job, event: Event) -> None:
         await self._events.emit(job, event)
 
-    async def trust(self, ca: str) -> int:
-        """Makes `ca` (PEM) what workers trust, those that exist too; how many had to be told. Only a new CA costs writes.
+    async def trust(self, ca: str, manager: str) -> int:
+        """Makes `ca` (PEM) what the workers of `manager`'s jobs trust, those that exist too; how many were told.
 
-        To be repeated: a pod that could not be told now is told then."""
+        Only a new CA costs writes. To be repeated: a pod that could not be told now is told then."""
         self.defaults = replace(self.defaults, ca=ca)
         behind = [
             pod
             for pod in self._cache.pods()
             if pod.owner_uid and pod.ca != digest(ca) and pod.worker.phase in (Phase.PENDING, Phase.RUNNING) and not pod.worker.deleting
+            if self._cache.manager(pod.job_key) == manager
         ]
         for at in range(0, len(behind), TRUST_BATCH):
             await asyncio.gather(*(self._tell_ca(pod, ca) for pod in behind[at : at + TRUST_BATCH]))

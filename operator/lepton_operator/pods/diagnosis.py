@@ -20,6 +20,8 @@ PATIENCE_SECONDS = 8.0
 """A pod that is pending for less is simply starting."""
 LOOK_SECONDS = 2.0
 AGAIN_SECONDS = 20.0
+MOST = 20
+"""Pods asked about in one look: thousands that pull an image at once must not use up the operator's requests."""
 TOLD_ELSEWHERE = frozenset({"FailedScheduling", "BackOff", "Failed", "Unhealthy", "Preempted"})
 """Reasons of Events that the pod's own status tells too, and better."""
 
@@ -35,12 +37,13 @@ class Diagnosis:
         """Until cancelled, or until it is clear that Events may not be read."""
         while True:
             stuck = self._stuck()
-            self._asked = {uid: at for uid, at in self._asked.items() if uid in {pod.worker.uid for pod in stuck}}
-            for pod in stuck:
-                if clock.mono() - self._asked.get(pod.worker.uid, float("-inf")) >= AGAIN_SECONDS:
-                    self._asked[pod.worker.uid] = clock.mono()
-                    if not await self._ask(pod):
-                        return
+            asked = {pod.worker.uid: self._asked.get(pod.worker.uid, float("-inf")) for pod in stuck}
+            self._asked = {uid: at for uid, at in asked.items() if at > 0}
+            due = [pod for pod in stuck if clock.mono() - asked[pod.worker.uid] >= AGAIN_SECONDS]
+            for pod in sorted(due, key=lambda pod: asked[pod.worker.uid])[:MOST]:
+                self._asked[pod.worker.uid] = clock.mono()
+                if not await self._ask(pod):
+                    return
             await asyncio.sleep(LOOK_SECONDS)
 
     def _stuck(self) -> list[Pod]:

@@ -102,7 +102,7 @@ class Listener:
             try:
                 await asyncio.wait({listening, stale}, return_when=asyncio.FIRST_COMPLETED)
                 if listening.done():
-                    error = listening.exception()
+                    error = None if listening.cancelled() else listening.exception()
                     log.warning("the watches ended and start again: %s", error or "no error was given")
             finally:
                 for task in (listening, stale):
@@ -162,8 +162,7 @@ class Listener:
             return
         if scope in self._served or not self.primed.is_set():
             log.warning("namespace %s is not served: %s", scope, error.message)
-        for kind in (PODS, JOBS):
-            self._changed(self._cache.forget_missing(kind, scope, set(), str(2**63)))
+        self._changed(self._cache.let_go(scope))
 
     async def _list(self, kind: str, scope: str | None) -> None:
         path = {

@@ -1,37 +1,19 @@
 """From `kubectl apply` to a trained network: what a user sees on the way, what lies in the cluster, and what Prometheus says."""
 
 import re
-import subprocess
-import tempfile
-from pathlib import Path
 
-from cluster import prometheus, substrate
+from cluster import prometheus
 from kube import eventually
 from trainings import CLAIM, SCRIPTS, Training, Trainings
 
 GENERATED = "training.lepton.ai"
 
 
-class Watch:
-    """`kubectl get ltj NAME -w`, as a user has it open beside the work."""
-
-    def __init__(self, job: Training) -> None:
-        self.file = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the watch
-        kubeconfig = f"--kubeconfig={job.kubectl.kubeconfig}"
-        command = [substrate.kubectl_program(), kubeconfig, "-n", str(job.kubectl.namespace), "get", "ltj", job.name, "-w"]
-        self.process = subprocess.Popen(command, stdout=self.file, stderr=subprocess.DEVNULL)
-
-    def rows(self) -> list[dict[str, str]]:
-        """Column -> text, one for each line that was shown, cut where the header's columns begin."""
-        self.file.seek(0)
-        header, *lines = self.file.read().splitlines() or [""]
-        starts = [match.start() for match in re.finditer(r"\S+", header)]
-        edges = list(zip(starts, [*starts[1:], None], strict=True))
-        return [{header[a:b].strip(): line[a:b].strip() for a, b in edges} for line in lines]
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
+def row(job: Training) -> dict[str, str]:
+    """Column -> text of `kubectl get ltj NAME`, cut where the header's columns begin."""
+    header, line = job.kubectl("get", "ltj", job.name).splitlines()
+    starts = [match.start() for match in re.finditer(r"\S+", header)]
+    return {header[a:b].strip(): line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)}
 
 
 def test_digits_is_trained_and_shown(trainings: Trainings) -> None:
@@ -48,33 +30,31 @@ def test_digits_is_trained_and_shown(trainings: Trainings) -> None:
             "checkpoint": {"claimName": CLAIM, "path": "digits"},
         },
     )
-    watch = Watch(job)
-    try:
-        pods = eventually(lambda: len(found := job.pods()) == 2 and found, 30)
-        assert "finalizers" not in job.body()["metadata"]
-        for index, pod in enumerate(pods):
-            meta = pod["metadata"]
-            assert re.fullmatch(rf"{job.name}-{index}-[a-z0-9]{{5}}", meta["name"])
-            assert meta["labels"] == {
-                f"{GENERATED}/job-name": job.name,
-                f"{GENERATED}/job-uid": job.body()["metadata"]["uid"],
-                f"{GENERATED}/worker-index": str(index),
-                "app.kubernetes.io/name": "lepton-training-job",
-                "app.kubernetes.io/instance": job.name,
-                "app.kubernetes.io/component": "worker",
-                "app.kubernetes.io/managed-by": "lepton-operator",
-            }
-            (owner,) = meta["ownerReferences"]
-            assert owner["kind"] == "LeptonTrainingJob" and owner["controller"] is True and "blockOwnerDeletion" not in owner
-            assert "finalizers" not in meta
-            assert "initContainers" not in pod["spec"], "our own image brings the agent"
-        assert job.condition("Accepted")["status"] == "True"
-        for kind in ("PodsReady", "Running", "Progressing"):
-            eventually(lambda kind=kind: job.condition(kind).get("status") == "True", 120)
-        assert job.kubectl.run("get", "service", job.name).returncode != 0, "nobody asked for names"
-        status = job.wait("Finished", 240)
-    finally:
-        watch.stop()
+    rows: list[dict[str, str]] = []
+    pods = eventually(lambda: len(found := job.pods()) == 2 and found, 30)
+    assert "finalizers" not in job.body()["metadata"]
+    for index, pod in enumerate(pods):
+        meta = pod["metadata"]
+        assert re.fullmatch(rf"{job.name}-{index}-[a-z0-9]{{5}}", meta["name"])
+        assert meta["labels"] == {
+            f"{GENERATED}/job-name": job.name,
+            f"{GENERATED}/job-uid": job.body()["metadata"]["uid"],
+            f"{GENERATED}/worker-index": str(index),
+            "app.kubernetes.io/name": "lepton-training-job",
+            "app.kubernetes.io/instance": job.name,
+            "app.kubernetes.io/component": "worker",
+            "app.kubernetes.io/managed-by": "lepton-operator",
+        }
+        (owner,) = meta["ownerReferences"]
+        assert owner["kind"] == "LeptonTrainingJob" and owner["controller"] is True and "blockOwnerDeletion" not in owner
+        assert "finalizers" not in meta
+        assert "initContainers" not in pod["spec"], "our own image brings the agent"
+    assert job.condition("Accepted")["status"] == "True"
+    for kind in ("PodsReady", "Running", "Progressing"):
+        eventually(lambda kind=kind: rows.append(row(job)) or job.condition(kind).get("status") == "True", 120)
+    assert job.kubectl.run("get", "service", job.name).returncode != 0, "nobody asked for names"
+    eventually(lambda: rows.append(row(job)) or job.condition("Finished").get("status") == "True", 240, interval=0.5)
+    status = job.wait("Finished")
     assert status["state"] == "Complete" and status["reason"] == "Completed"
     truth = {condition["type"]: condition["status"] for condition in status["conditions"]}
     assert truth["Complete"] == truth["Finished"] == "True" and truth["Running"] == truth["Progressing"] == "False"
@@ -86,18 +66,19 @@ def test_digits_is_trained_and_shown(trainings: Trainings) -> None:
     assert 0 < float(status["goodput"]["ratio"]) <= 1
 
     log = job.logs(pods[0]["metadata"]["name"])
+    assert "Traceback" not in log and "Exception in callback" not in log
+    assert all(line.startswith(("[rank 0] ", "[lepton] ")) for line in log.splitlines() if line), log
     accuracy = float(re.findall(r"held-out accuracy ([0-9.]+)", log)[0])
     assert accuracy >= 0.97
     last = float(re.findall(r"step 450 epoch 30 loss ([0-9.]+)", log)[0])
     assert abs(float(status["progress"]["loss"]) - last) <= 1e-4 + last * 1e-3
 
-    rows = watch.rows()
-    steps = [int(row["STEP"]) for row in rows if row["STEP"]]
+    steps = [int(shown["STEP"]) for shown in rows if shown["STEP"]]
     assert steps == sorted(steps) and len(set(steps)) >= 3, rows
-    assert {"Starting", "Running", "Complete"} <= {row["STATE"] for row in rows}
-    moving = [row for row in rows if row["STATE"] == "Running" and row["STEP"]]
-    assert any(row["THROUGHPUT"].endswith("samples/s") and row["ETA"] and row["PROGRESS"].endswith("%") for row in moving), rows
-    assert len({row["LOSS"] for row in moving}) >= 2
+    assert {"Starting", "Running", "Complete"} <= {shown["STATE"] for shown in rows}
+    moving = [shown for shown in rows if shown["STATE"] == "Running" and shown["STEP"]]
+    assert any(at["THROUGHPUT"].endswith("samples/s") and at["ETA"] and at["PROGRESS"].endswith("%") for at in moving), rows
+    assert len({at["LOSS"] for at in moving}) >= 2
 
     reasons = [event["reason"] for event in job.events()]
     assert reasons.count("FirstGroup") == 1 and reasons.count("Completed") == 1
@@ -138,12 +119,3 @@ def test_the_loss_in_prometheus_is_the_scripts_own_at_the_same_step(trainings: T
     assert status["goodput"]["recomputedSteps"] == 0
     job.kubectl("delete", "ltj", job.name, "--timeout=30s")
     eventually(lambda: value(f"lepton_job_steps_total{matching}}}") == -1.0, 30)
-
-
-def test_the_agents_say_nothing_that_is_not_meant_for_users(trainings: Trainings) -> None:
-    job = trainings.group("quiet", replicas=1)
-    job.steps_in_generation(1, 120)
-    job.complete()
-    log = job.logs(Path(job.pods()[0]["metadata"]["name"]).name)
-    assert "Traceback" not in log and "Exception in callback" not in log
-    assert all(line.startswith(("[rank 0] ", "[lepton] ")) for line in log.splitlines() if line), log

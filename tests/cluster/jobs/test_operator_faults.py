@@ -141,16 +141,17 @@ def test_connections_cut_between_agents_and_coordinator_disturb_no_training(trai
     before = job.steps_in_generation(1, 120)
     uids = [uid for uid, _ in job.agents().values()]
     with host_processes.connections_cut(uids[1], COORDINATOR_PORT):
-        job.steps_on(by=100)  # some seconds, in which the other one is connected and shows that the group goes on
+        job.steps_on(by=50)  # a while in which the other one is connected and shows that the group goes on
     undisturbed(job, before)
     with ExitStack() as cuts:
         for uid in uids:
             cuts.enter_context(host_processes.connections_cut(uid, COORDINATOR_PORT))
-        job.steps_on(by=100)
+        job.steps_on(by=50)
     undisturbed(job, before)
+    assert job.status()["restarts"]["total"] == 0
     heals(job, 2)
     status = job.complete()
-    assert status["restarts"]["total"] == 1
+    assert status["restarts"]["total"] == 1 and status["lastFailure"]["signal"] == 9
 
 
 def test_a_second_installation_leaves_claimed_jobs_alone(operator: Installation, trainings: Trainings) -> None:

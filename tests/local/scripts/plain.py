@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -47,6 +48,11 @@ for word in sys.argv[1:]:
         for step in range(1, int(value) + 1):
             report(step=step, loss=1 / step, samples=8, total_steps=int(value))
             time.sleep(0.01)
+    elif what == "daemons":  # two that mean to outlive us, one of them without our environment
+        for env in ({}, dict(os.environ)):
+            daemon = subprocess.Popen(["/bin/sleep", "300"], start_new_session=True, env=env)
+            with Path(value).open("a") as file:
+                file.write(f"{daemon.pid}\n")
     elif what == "until":  # a file exists
         while not Path(value).exists():
             time.sleep(0.02)

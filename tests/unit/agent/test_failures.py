@@ -10,9 +10,9 @@ from lepton_trainer.agent.failures import OomCounter, explain, find_traceback, s
 PLAIN = """\
 starting
 Traceback (most recent call last):
-  File "/work/train.py", line 40, in <module>
+  File "/code/train.py", line 40, in <module>
     main()
-  File "/work/train.py", line 12, in main
+  File "/code/train.py", line 12, in main
     model(batch)
   File "/usr/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1739, in _call_impl
     return forward_call(*args)
@@ -20,21 +20,21 @@ ValueError: bad label 11
 """
 CHAINED = """\
 Traceback (most recent call last):
-  File "/work/data.py", line 3, in load
+  File "/code/data.py", line 3, in load
     open(path)
 FileNotFoundError: [Errno 2] No such file or directory: 'x'
 
 During handling of the above exception, another exception occurred:
 
 Traceback (most recent call last):
-  File "/work/train.py", line 9, in <module>
+  File "/code/train.py", line 9, in <module>
     load()
-  File "/work/data.py", line 5, in load
+  File "/code/data.py", line 5, in load
     raise RuntimeError("no data") from None
 RuntimeError: no data
 """
 SYNTAX = """\
-  File "/work/train.py", line 3
+  File "/code/train.py", line 3
     def f(:
           ^
 SyntaxError: invalid syntax
@@ -109,7 +109,7 @@ def test_torch_elastics_error_file_is_believed(tmp_path: Path) -> None:
 
 
 def test_long_tracebacks_keep_their_end(tmp_path: Path) -> None:
-    frames = "".join(f'  File "/work/deep.py", line {n}, in f\n    f({n})\n' for n in range(200))
+    frames = "".join(f'  File "/code/deep.py", line {n}, in f\n    f({n})\n' for n in range(200))
     text = "Traceback (most recent call last):\n" + frames + "RecursionError: too deep\n"
     error, traceback, _ = explain(text, 1, None, False, tmp_path / "none")
     assert error == "RecursionError: too deep (deep.py:199)"

@@ -86,3 +86,7 @@ def test_a_leaf_is_kept_for_a_day_or_until_the_ca_changes_and_only_we_can_read_i
     assert leaf.renewed(new_authority(NOW), NOW + timedelta(hours=25)) is not None
     leaf.close()
     assert not Path(first.key).exists()
+
+
+def test_the_key_is_not_part_of_what_is_printed():
+    assert OTHER.key not in repr(OTHER) and "PRIVATE" not in repr(OTHER)

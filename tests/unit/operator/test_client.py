@@ -217,3 +217,33 @@ async def test_requests_beyond_the_burst_wait_their_turn(fake):
     assert loop.time() - began >= 0.19
     assert seen == [("get", "pods", "200")] * 15
     await api.close()
+
+
+async def test_a_new_ca_is_told_to_the_workers_of_this_installation_alone(fake, substrate, cache):
+    for name, manager in (("mine", "lepton/one"), ("theirs", "elsewhere/two"), ("unclaimed", "")):
+        cache.apply(JOBS, job_body(name=name, uid=f"job-{name}") | {"status": {"manager": manager}})
+        cache.apply(PODS, pod_body(name=f"{name}-0-aaaaa", uid=f"pod-{name}", owners=[owner(uid=f"job-{name}", name=name)]))
+    fake.answers = [(200, pod_body(name="mine-0-aaaaa", uid="pod-mine", version=300, owners=[owner(uid="job-mine", name="mine")]))]
+    assert await substrate.trust("a CA", "lepton/one") == 1
+    ((method, path, _),) = fake.requests
+    assert method == "PATCH" and path.endswith("/pods/mine-0-aaaaa")
+
+
+async def test_a_pod_that_is_gone_when_it_is_deleted_leaves_the_cache(fake, substrate, cache):
+    cache.apply(PODS, pod_body())
+    fake.answers = [status(404, "NotFound", "not found")]
+    with pytest.raises(Gone):
+        await substrate.delete_worker(job(), cache.workers("job-1")[0], 0)
+    assert cache.workers("job-1") == []
+
+
+async def test_who_does_not_lead_any_more_writes_nothing_but_reads_and_reviews_tokens(fake, api):
+    fake.answers = [(200, {})]
+    api.may_write = lambda: False
+    for verb in ("create", "update", "patch", "delete"):
+        with pytest.raises(Unavailable, match="not leading"):
+            await api.request(verb, "pods", "/x")
+    assert fake.requests == []
+    await api.request("get", "pods", "/x")
+    await api.request("create", "tokenreviews", "/x", body={})
+    assert [method for method, _, _ in fake.requests] == ["GET", "POST"]

@@ -82,3 +82,14 @@ async def test_without_the_right_to_read_events_it_rests(fake, api, cache, caplo
     async with diagnosing(api, cache) as (_, task):
         await task
     assert "grant `list` on events" in caplog.text and len(fake.requests) == 1
+
+
+async def test_thousands_of_starting_pods_do_not_use_up_the_requests(fake, api, cache, monkeypatch):
+    monkeypatch.setattr(diagnosis, "LOOK_SECONDS", 60.0)
+    for number in range(1, 100):
+        cache.apply(PODS, pod_body(name=f"p-{number}", uid=f"pod-{number}", **STUCK))
+    fake.answers = [(200, {"items": []})]
+    async with diagnosing(api, cache):
+        await until(lambda: len(fake.requests) >= diagnosis.MOST)
+        await asyncio.sleep(0.05)
+    assert len(fake.requests) == diagnosis.MOST

@@ -11,6 +11,8 @@ from lepton_operator.pods import listing
 from lepton_operator.pods.cache import Cache
 from lepton_operator.pods.listing import Listener
 
+LISTEN = Listener._listen
+
 
 @pytest.fixture(autouse=True)
 def without_watches(monkeypatch):
@@ -113,3 +115,32 @@ async def test_a_server_that_is_away_changes_nothing(fake, world):
         await until(lambda: len(fake.requests) > asked + 3)
         assert world.cache.keys() == ["team/digits"] and listener.primed.is_set()
         assert listener._served == {None}  # nothing that watches is ended for it
+
+
+async def test_a_namespace_that_may_be_read_again_gets_its_jobs_back(fake, world):
+    granted = {"/a/pods": pages(pod_body(namespace="a")), "/a/": pages(job_body(namespace="a"))}
+    fake.routes = granted
+    async with world.listening("a") as listener:
+        await listener.primed.wait()
+        fake.routes = {"/a/": status(403, "Forbidden", "cannot list")}
+        await until(lambda: world.cache.keys() == [])
+        assert world.cache.workers("job-1") == []
+        fake.routes = granted
+        await until(lambda: world.cache.keys() == ["a/digits"] and world.cache.workers("job-1"))
+
+
+async def test_watches_that_are_cancelled_from_within_start_again(api, monkeypatch, caplog):
+    started = []
+
+    async def broken(*_):
+        started.append(1)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(listing, "listen_until_broken", broken)
+    listener = Listener(api, Cache(), (), lambda _: None, lambda _: None, lambda: None)
+    monkeypatch.setattr(listener, "_list_all", lambda: asyncio.sleep(0))
+    task = asyncio.create_task(LISTEN(listener))
+    async with asyncio.timeout(5):
+        await until(lambda: len(started) == 2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -140,3 +140,11 @@ async def test_a_forgotten_key_does_not_come_back():
         queue.add_after("b", 0.05)
         await until(lambda: seen)
     assert seen == ["b"]
+
+
+async def test_timers_that_were_overtaken_do_not_pile_up():
+    queue = WorkQueue()
+    for number in range(10_000):
+        queue.add_after("a", 60.0 - number / 1000)
+    assert len(queue._heap) < 200
+    assert any(due == queue._due["a"] for due, _, _ in queue._heap)

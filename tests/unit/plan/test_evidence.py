@@ -41,13 +41,19 @@ ROWS = [
     ("its connection was closed, and the group steps on", Team(agents={1: dropped(1, 60.0)}), SUSPECTED, False),
     (
         "its connection was closed, and a step is overdue",
-        Team(agents={0: agent(0, ago=0.6), 1: dropped(1, 0.6), 2: agent(2, ago=0.6)}),
+        Team(agents={0: agent(0, stepped=NOW.mono - 0.6), 1: dropped(1, 0.6), 2: agent(2, stepped=NOW.mono - 0.6)}),
         LOST,
         True,
     ),
     (
-        "its connection was closed, and the others' last word is a little older than a step",
-        Team(agents={0: agent(0, ago=0.3), 1: dropped(1, 5.0), 2: agent(2, ago=0.3)}),
+        "its connection was closed, and the others' last word is older than a step",
+        Team(agents={0: agent(0, ago=0.9), 1: dropped(1, 5.0), 2: agent(2, ago=0.9)}),
+        SUSPECTED,
+        False,
+    ),
+    (
+        "its connection was closed, and the others' last step took a little longer than usual",
+        Team(agents={0: agent(0, stepped=NOW.mono - 0.3), 1: dropped(1, 5.0), 2: agent(2, stepped=NOW.mono - 0.3)}),
         SUSPECTED,
         False,
     ),
@@ -66,7 +72,11 @@ ROWS = [
     ),
     (
         "it never came back to a restarted coordinator",
-        Team({}, {0: agent(0, ago=11.0), 1: dropped(1, 12.0), 2: agent(2, ago=11.0)}, listening_since=NOW.mono - 11),
+        Team(
+            {},
+            {0: agent(0, stepped=NOW.mono - 11), 1: dropped(1, 12.0), 2: agent(2, stepped=NOW.mono - 11)},
+            listening_since=NOW.mono - 11,
+        ),
         LOST,
         True,
     ),
@@ -114,7 +124,10 @@ ROWS = [
     ),
     (
         "its node is not ready, and its connection was closed",
-        Team({1: worker(1, node_ready=False)}, {0: agent(0, ago=0.3), 1: dropped(1, 0.3), 2: agent(2, ago=0.3)}),
+        Team(
+            {1: worker(1, node_ready=False)},
+            {0: agent(0, stepped=NOW.mono - 0.4), 1: dropped(1, 0.4), 2: agent(2, stepped=NOW.mono - 0.4)},
+        ),
         LOST,
         False,
     ),
@@ -141,9 +154,19 @@ ROWS = [
     ),
     (
         "a new leader has not heard of it for long, and the group stopped",
-        Team(no_agent=(1,), agents={0: agent(0, ago=11), 2: agent(2, ago=11)}, leading_since=NOW.mono - 500),
+        Team(
+            no_agent=(1,),
+            agents={0: agent(0, stepped=NOW.mono - 11), 2: agent(2, stepped=NOW.mono - 11)},
+            leading_since=NOW.mono - 500,
+        ),
         LOST,
         True,
+    ),
+    (
+        "all connections are open, and nobody is heard",
+        Team(agents={i: agent(i, ago=60.0) for i in range(3)}),
+        SUSPECTED,
+        False,
     ),
 ]
 

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_operator import status as status_module
 from lepton_operator.conditions import ORDER, Condition
 from lepton_operator.local.crd import job_schema
 from lepton_operator.local.schema import faults, unknown_fields
@@ -118,3 +120,12 @@ def test_every_status_of_a_jobs_life_fits_the_crd() -> None:
     for status in sim.writes:
         assert refused(status.to_json()) == []
         assert read_status(status.to_json()).to_json() == status.to_json()
+
+
+def test_reading_and_writing_a_status_works_names_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = Status(
+        state="Running", history=(HistoryEntry(1, MicroTime(1.0), 2, "Grown"),) * HISTORY_LIMIT, last_failure=LastFailure(rank=1)
+    )
+    assert read_status(status.to_json()) == status
+    monkeypatch.setattr(status_module, "_camel", None)
+    assert read_status(status.to_json()) == status

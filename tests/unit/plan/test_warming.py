@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from lepton_operator.worker import Phase
 from simulation import Simulation
 
 
@@ -25,3 +26,16 @@ def test_a_worker_that_still_imports_is_left_out_of_a_generation_that_is_due_for
     sim.agents[newcomer].state = replace(sim.agents[newcomer].state, warming=False)
     sim.settle(rounds=5)
     assert len(sim.running()) == 3
+
+
+def test_a_worker_that_ends_before_the_kubelet_calls_it_running_is_not_deleted() -> None:
+    sim = Simulation(replicas=2)
+    sim.settle(rounds=3)
+    for uid, worker in sim.workers.items():
+        sim.workers[uid] = replace(worker, phase=Phase.PENDING)  # what the cache still says
+        sim.end_ranks(uid, 0)
+    sim.decide()
+    for uid in sim.agents:
+        sim.disconnect(uid)
+    assert sim.decide().delete == ()
+    assert len(sim.workers) == 2

@@ -168,7 +168,7 @@ class Checkpointer:
                 return None, f"a file cannot be read ({error})"
             return manifest, ""
 
-        everyone = ranks.gather(check(), self.group)
+        everyone = ranks.gather(ranks.together(check, self.group), self.group)
         reason = next((text for _, text in everyone if text), "")
         manifest = everyone[0][0]
         if not reason and manifest is not None and manifest["identity"] != self.identity:

@@ -6,17 +6,19 @@ half-way without harm, because nothing counts before a file written by `create` 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.errors import TrainerError, UserError
 
 
 class Storage(Protocol):
-    """Paths are relative to the place, with `/`. Errors are OSError, FileNotFoundError where a file is missing."""
+    """Paths are relative to the place, with `/`. A file that is missing or damaged is an OSError, a place that is gone a TrainerError."""
 
     where: str
     shared: bool
@@ -147,13 +149,28 @@ class RemoteStorage:
 
     def names(self, path: str) -> list[str]:
         try:
-            return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in self.files.ls(self._full(path), detail=False))
+            with self._reading(path):
+                return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in self.files.ls(self._full(path), detail=False))
         except FileNotFoundError:
             return []
 
     def read(self, path: str) -> bytes:
-        content: bytes = self.files.cat_file(self._full(path))
+        with self._reading(path):
+            content: bytes = self.files.cat_file(self._full(path))
         return content
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        """A store that cannot be reached must never look like a damaged file: only a missing one and a wrong checksum are that."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if "checksum" in type(error).__name__.lower():
+                raise OSError(f"the store's own checksum is wrong: {error}") from None
+            what = f"{path} cannot be read: {type(error).__name__}: {error}"
+            raise TrainerError(what, where=self.where, instead="See that the endpoint is there, and start again") from None
 
     def create(self, path: str, content: bytes) -> bool:
         try:
@@ -174,7 +191,8 @@ class RemoteStorage:
     def fetch(self, path: str, files: list[str]) -> Path:
         target = self.folder(path)
         for name in files:
-            self.files.get_file(self._full(f"{path}/{name}"), str(target / name))
+            with self._reading(f"{path}/{name}"):
+                self.files.get_file(self._full(f"{path}/{name}"), str(target / name))
         return target
 
     def release(self, path: str) -> None:
