@@ -195,3 +195,10 @@ def test_a_report_costs_less_than_ten_microseconds() -> None:
             reporter.report(step=step, loss=0.5, samples=64)
         best = min(best, (time.perf_counter() - start) / 2000)
     assert best < 10e-6
+
+
+def test_a_checkpoint_path_in_bytes_is_a_path_and_spoils_no_later_report() -> None:
+    reporter, reader, _ = pair()
+    reporter.report(step=1, checkpoint=b"/data/step-1")  # type: ignore[arg-type]
+    reporter.report(step=2, metrics={"accuracy": 0.5})
+    assert (reader.snapshot().checkpoint, reader.snapshot().metrics) == ("/data/step-1", {"accuracy": "0.5"})

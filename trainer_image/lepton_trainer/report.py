@@ -88,7 +88,7 @@ class Reporter:
         if checkpoint is not None:
             values[s.CHECKPOINT_STEP] = values[s.STEP]
             self._has |= s.HAS_CHECKPOINT
-            self._text["checkpoint"] = os.fspath(checkpoint)
+            self._text["checkpoint"] = os.fsdecode(checkpoint)
         if metrics is not None:
             kept = self._text.setdefault("metrics", {})
             for name, value in metrics.items():

@@ -143,6 +143,51 @@ async def test_sigterm_is_told_at_once_and_the_ranks_get_it(tmp_path: Path) -> N
         assert "saving" in agent.output() and it.peers[0].state.phase == m.STOPPED
 
 
+async def test_ranks_that_could_stop_together_get_sigterm_when_the_coordinator_goes_away_meanwhile(tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import signal, sys, time
+        from lepton_trainer.report import should_stop
+        signal.signal(signal.SIGTERM, lambda *_: (print("saving", flush=True), sys.exit(0)))
+        print("up", flush=True)
+        while not should_stop():
+            time.sleep(0.05)
+        """,
+    )
+    async with coordinator() as it, agents(tmp_path, it, command, LEPTON_GRACE_SECONDS="12") as (agent,):
+        await it.form(1, [0])
+        await it.until(lambda: it.peers[0].state.can_stop)
+        agent.kill(signal.SIGTERM)
+        await it.until(lambda: it.peers[0].state.leaving == "SIGTERM")
+        await it.stop()
+        assert await agent.ended() == 143
+        assert "saving" in agent.output()
+
+
+async def test_ranks_that_the_agent_killed_have_never_succeeded(tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import time
+        from lepton_trainer.report import should_stop
+        while not should_stop():
+            time.sleep(0.05)
+        """,
+    )
+    async with coordinator() as it, agents(tmp_path, it, command) as (agent,):
+        await it.form(1, [0])
+        await it.form(2, [0])
+        await it.until(lambda: it.peers[0].state.can_stop)
+        agent.kill(signal.SIGINT)
+        await it.until(lambda: it.peers[0].state.leaving == "SIGINT")
+        agent.kill(signal.SIGINT)
+        assert await agent.ended() == 143
+        await it.until(lambda: it.peers[0].gone)
+        assert it.peers[0].state.phase == m.STOPPED
+        assert m.SUCCEEDED not in {state.phase for _, _, state in it.states}
+
+
 async def test_ranks_that_ignore_sigterm_are_killed_inside_the_grace_period(tmp_path: Path) -> None:
     command = script(tmp_path, "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)")
     async with coordinator() as it, agents(tmp_path, it, command, LEPTON_GRACE_SECONDS="3") as (agent,):

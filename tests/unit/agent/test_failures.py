@@ -142,3 +142,10 @@ def test_a_rising_oom_counter_is_seen_once(tmp_path: Path, membership: str, file
 
 def test_where_no_counter_can_be_read_nothing_was_oom_killed(tmp_path: Path) -> None:
     assert not OomCounter(tmp_path, tmp_path / "none").risen()
+
+
+def test_an_error_file_of_any_length_leaves_a_message_that_can_be_sent(tmp_path: Path) -> None:
+    path = tmp_path / "error.json"
+    path.write_text(json.dumps({"message": "x" * 1_000_000}))
+    error, _, _ = explain("", 1, None, False, path)
+    assert error == "x" * 500

@@ -1,9 +1,12 @@
 """What the kernel says of our share of the machine."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from lepton_trainer.agent import processes
 from lepton_trainer.agent.processes import cpu_quota
 
 
@@ -24,3 +27,14 @@ def test_the_cpu_limit_of_our_cgroup_is_read(tmp_path: Path, membership: str, fi
         (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / name).write_text(text)
     assert cpu_quota(tmp_path / "root", tmp_path / "membership") == cpus
+
+
+def test_a_fork_that_the_kernel_refuses_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(BlockingIOError):
+        processes.spawn(["true"], {}, 0, 1, 2)
+    assert set(Path("/proc/self/fd").iterdir()) == before

@@ -3,6 +3,8 @@
 import time
 
 from lepton_trainer.agent.telemetry import LogMatcher, Meter
+from lepton_trainer.protocol.frames import encode
+from lepton_trainer.protocol.messages import Telemetry
 from lepton_trainer.protocol.patterns import check
 from lepton_trainer.protocol.slot import SIZE, SlotReader
 from lepton_trainer.report import Reporter
@@ -103,3 +105,23 @@ def test_a_pattern_that_stalls_is_interrupted_dropped_and_named() -> None:
     assert len(said) == 1 and "the pattern for loss" in said[0]
     found.line("step 3 " + "1" * 1000)
     assert found.slot.snapshot().step == 3
+
+
+def test_numbers_that_json_cannot_carry_never_reach_a_message() -> None:
+    clock = Ticking()
+    for value in (float("inf"), float("-inf"), float("nan"), 1e300):
+        reporter, reader = slot(clock)
+        meter = Meter(clock)
+        meter.begin(1, [reader], None)
+        clock.now += 1
+        reporter.report(step=value, loss=value, samples=value, tokens=value, total_steps=value)  # type: ignore[arg-type]
+        encode(Telemetry(meter.progress()))
+        assert meter.progress().loss == repr(value)
+
+
+def test_a_rate_in_the_log_that_is_no_finite_number_is_passed_over() -> None:
+    matcher = LogMatcher([("samples_per_second", check("samples_per_second", r"rate=(\S+)"))], lambda _: None)
+    matcher.line("rate=12.5")
+    matcher.line("rate=inf")
+    matcher.line("rate=nan")
+    assert matcher.samples_per_second == 12.5

@@ -117,7 +117,7 @@ def explain(text: str, exit_code: Optional[int], number: Optional[int], oom_kill
     elif number is not None:
         error = f"ended by {signal_name(number)}"
     else:
-        error = message or (last_lines[-1][:500] if last_lines else f"exit code {exit_code}, without any output")
+        error = message[:500] or (last_lines[-1][:500] if last_lines else f"exit code {exit_code}, without any output")
     about = traceback.splitlines()[-8:] if traceback else last_lines[-40:]
     witness = not oom_killed and is_witness("\n".join(about), exit_code, number)
     return error, tail(traceback, TRACEBACK_BYTES), witness

@@ -16,6 +16,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Set
 
 from lepton_trainer.agent import failures, processes
 from lepton_trainer.agent.logs import Output, RankLog
+from lepton_trainer.agent.processes import Ended
 from lepton_trainer.agent.settings import Settings
 from lepton_trainer.agent.warm.client import WarmParent
 from lepton_trainer.protocol import names
@@ -54,9 +55,13 @@ class Group:
             stem = f"{self.order.generation}-{rank}"
             report_file = self.settings.run_dir / f"report-{stem}"
             error_file = self.settings.run_dir / f"error-{stem}.json"
-            with open(report_file, "w+b") as file:
-                os.posix_fallocate(file.fileno(), 0, SIZE)
-                slot = SlotReader(mmap.mmap(file.fileno(), SIZE))
+            try:
+                with open(report_file, "w+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, SIZE)
+                    slot = SlotReader(mmap.mmap(file.fileno(), SIZE))
+            except OSError:
+                report_file.unlink(missing_ok=True)
+                raise
             env = rank_environment(base, self.settings, self.order, local_rank, self.agent_store)
             env[names.REPORT_FILE] = str(report_file)
             env["TORCHELASTIC_ERROR_FILE"] = str(error_file)
@@ -73,6 +78,11 @@ class Group:
     @property
     def all_ended(self) -> bool:
         return all(rank.ended for rank in self.ranks)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody made its ranks end, so that their ends are no success."""
+        return self.stop_committed or self.terminated or any(rank.killed for rank in self.ranks)
 
     def by_pid(self, pid: int) -> Optional[Rank]:
         return next((rank for rank in self.ranks if rank.pid == pid and not rank.ended), None)
@@ -145,6 +155,16 @@ class Group:
             log_tail=failures.log_tail(text),
             time=time.time(),
         )
+
+    def finish_all(self, ended: "List[Ended]", oom: Callable[[], bool]) -> List[ProcessExit]:
+        """The failures among `ended`, which may hold other processes than ranks. Inside a collective: last, they are witnesses."""
+        failed: List[ProcessExit] = []
+        for entry in ended:
+            rank = self.by_pid(entry.pid)
+            exit_ = self.finish(rank, entry.exit_code, entry.signal, oom) if rank is not None else None
+            if exit_ is not None:
+                failed.append(exit_)
+        return sorted(failed, key=lambda exit_: exit_.witness)
 
     def close(self) -> None:
         """Nothing of this group lives any more: closes its logs, removes its files."""

@@ -52,6 +52,11 @@ class Link:
         self._silence = m.Welcome(m.VERSION).silence_seconds
         self._said = ""
 
+    @property
+    def alone(self) -> float:
+        """Seconds without a coordinator; 0 with one."""
+        return 0.0 if self.connected else time.monotonic() - self.left
+
     def send(self, message: Any) -> None:
         """Sends if there is a coordinator; otherwise the next Join carries what matters."""
         if self._writer is None or not self.connected:

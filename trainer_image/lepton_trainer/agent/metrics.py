@@ -3,6 +3,8 @@
 import asyncio
 from typing import Callable, Optional
 
+from lepton_trainer.agent.settings import Settings
+
 REQUEST_SECONDS = 5.0
 REQUEST_LIMIT = 8192
 
@@ -12,11 +14,13 @@ class MetricsServer:
         self._exposition = exposition
         self._server: Optional[asyncio.AbstractServer] = None
 
-    async def start(self, host: Optional[str], port: int) -> int:
-        """Listens on `host` (None: everywhere) and returns the port; raises OSError when it is taken."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=REQUEST_LIMIT)
-        bound: int = self._server.sockets[0].getsockname()[1]
-        return bound
+    async def start(self, settings: Settings) -> int:
+        """Listens, on loopback alone where the worker is there; leaves the port in a file, returns it. OSError: it is taken."""
+        host = "127.0.0.1" if settings.host.startswith("127.") or settings.host == "localhost" else None
+        self._server = await asyncio.start_server(self._serve, host, settings.metrics_port, limit=REQUEST_LIMIT)
+        port: int = self._server.sockets[0].getsockname()[1]
+        (settings.run_dir / "metrics-port").write_text(f"{port}\n")
+        return port
 
     def close(self) -> None:
         if self._server is not None:

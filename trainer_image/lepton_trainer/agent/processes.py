@@ -58,7 +58,12 @@ def spawn(
     """
     parent = os.getpid()
     report_read, report_write = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # the pod's limit of processes: the next generation tries again, and again
+        os.close(report_read)
+        os.close(report_write)
+        raise
     if pid == 0:
         try:
             os.setsid()

@@ -65,7 +65,7 @@ def read(env: Mapping[str, str], command: Sequence[str]) -> Settings:
         token_file=env.get(names.TOKEN_FILE, ""),
         ca_file=env.get(names.CA_FILE, ""),
         host=env.get(names.HOST) or "127.0.0.1",
-        procs=int(_number(env, names.PROCS, 1)),
+        procs=_procs(env),
         grace_seconds=_number(env, names.GRACE_SECONDS, 30),
         metrics_port=int(_number(env, names.METRICS_PORT, names.AGENT_METRICS_PORT)),
         run_dir=_run_dir(env),
@@ -95,11 +95,21 @@ def _number(env: Mapping[str, str], name: str, default: "float | None") -> float
     return value
 
 
+def _procs(env: Mapping[str, str]) -> int:
+    procs = int(_number(env, names.PROCS, 1))
+    if procs < 1:
+        raise SettingsError(f"{names.PROCS} is {env[names.PROCS]}: at least 1 is needed")
+    return procs
+
+
 def _run_dir(env: Mapping[str, str]) -> Path:
     """A private folder, in memory where there is such a place: report files are written at every step."""
     named = env.get(names.RUN_DIR)
     if named:
-        Path(named).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(named).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"{names.RUN_DIR} is {named}, which cannot be made a folder ({error.strerror}): name another") from None
         return Path(named)
     for parent in ("/dev/shm", None):
         try:

@@ -10,7 +10,8 @@ import os
 import shutil
 import signal
 import time
-from typing import Any, Callable, Coroutine, Dict, List, Mapping, Optional
+from pathlib import Path
+from typing import Any, Coroutine, Dict, List, Mapping, Optional
 
 from lepton_trainer.agent import failures, processes
 from lepton_trainer.agent import group as g
@@ -32,6 +33,8 @@ ORPHANED_SECONDS = 60.0
 LOST_CAUSE_SECONDS = 600.0
 """With its ranks failed, or none started, and no coordinator for so long, it ends too."""
 DEADLINE_MARGIN_SECONDS = 2.0
+ALONE_SECONDS = 2.0
+"""An agent that leaves waits so long for a coordinator that went away to agree on a stop; then its ranks get SIGTERM."""
 EXIT_LEFT = 143
 FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -87,8 +90,9 @@ class Supervisor:
         self._spawn(self._end_when_orphaned())
         code = await self._done
         self._kill()
-        await self._emptied()
-        self._write_result()
+        await self._emptied(DEADLINE_MARGIN_SECONDS)  # what does not die must not cost the result
+        if self._settings.termination_log:
+            self._write_result()
         self._tell()
         await self._link.flush(0.5)
         self._metrics.close()
@@ -132,21 +136,16 @@ class Supervisor:
         self._output.write(f"[lepton] {text}\n")
 
     async def _serve_metrics(self) -> None:
-        host = "127.0.0.1" if self._settings.host.startswith("127.") or self._settings.host == "localhost" else None
         try:
-            self._metrics_port = await self._metrics.start(host, self._settings.metrics_port)
-            (self._settings.run_dir / "metrics-port").write_text(f"{self._metrics_port}\n")
+            self._metrics_port = await self._metrics.start(self._settings)
         except OSError as error:
             self._say(f"no metrics: port {self._settings.metrics_port} cannot be used ({error.strerror})")
 
     def _write_result(self) -> None:
-        if not self._settings.termination_log:
-            return
         exits = tuple(self._group.exits) if self._group is not None else ()
         result = Result(self._verdict or "", self._generation, self._reason, exits, self._meter.progress())
         try:
-            with open(self._settings.termination_log, "w", encoding="utf-8", errors="replace") as file:
-                file.write(dump(result))
+            Path(self._settings.termination_log).write_text(dump(result), "utf-8", "replace")
         except OSError as error:
             self._say(f"no result: {self._settings.termination_log} cannot be written ({error.strerror})")
 
@@ -154,9 +153,9 @@ class Supervisor:
         since = time.monotonic()
         while True:
             await asyncio.sleep(1.0)
-            if self._phase == m.RUNNING or self._phase == m.PREPARED:
+            if self._phase in (m.RUNNING, m.PREPARED):
                 since = time.monotonic()
-            alone = 0.0 if self._link.connected else time.monotonic() - max(since, self._link.left)
+            alone = min(self._link.alone, time.monotonic() - since)
             if self._phase == m.SUCCEEDED and alone > ORPHANED_SECONDS:
                 self._verdict = m.COMPLETE
                 self._end(0, "the work is done and no coordinator answers")
@@ -267,9 +266,8 @@ class Supervisor:
             self._meter.end()
             self._group = None
         self._stopping.begin(None)
-        self._store_port = 0
-        port = await self._starter.open_store() if order.group_rank == 0 else 0
-        self._store_port = port
+        self._store_port = 0  # the older one's is never told with a newer state while ours opens
+        self._store_port = await self._starter.open_store() if order.group_rank == 0 else 0
         self._generation, self._told = order.generation, order
         self._phase = m.PREPARED
         self._timings["prepared"] = time.time()
@@ -329,10 +327,13 @@ class Supervisor:
         seconds = max(grace - DEADLINE_MARGIN_SECONDS, grace / 2)
         group = self._group
         if group is not None and group.living:
-            if not (group.can_stop and self._link.connected):
+            deadline = time.monotonic() + seconds
+            if group.can_stop and self._link.connected:
+                await self._clearing.ended(group, seconds, lambda: not group.stop_committed and self._link.alone > ALONE_SECONDS)
+            if group.living:
                 group.terminated = True
                 group.signal(signal.SIGTERM)
-            await self._clearing.ended(group, seconds)
+                await self._clearing.ended(group, deadline - time.monotonic())
         await self._link.flush(0.5)
         await asyncio.sleep(0.2)  # a verdict may be on its way
         if self._work is None or self._work.done() or self._verdict is None:
@@ -352,28 +353,19 @@ class Supervisor:
     def _on_ended(self, ended: "List[processes.Ended]") -> None:
         """Some processes have ended; those that are no ranks were orphans, and are reaped by now."""
         group = self._group
-        if group is not None:
-            failed: List[m.ProcessExit] = []
-            for entry in ended:
-                rank = group.by_pid(entry.pid)
-                exit_ = group.finish(rank, entry.exit_code, entry.signal, self._oom.risen) if rank is not None else None
-                if exit_ is not None:
-                    failed.append(exit_)
-            if group.pids.intersection(entry.pid for entry in ended):
-                self._judge(group, failed)
+        if group is not None and group.pids.intersection(entry.pid for entry in ended):
+            self._judge(group, group.finish_all(ended, self._oom.risen))
         self._clearing.reaped()
 
     def _judge(self, group: Group, failed: "List[m.ProcessExit]") -> None:
         if failed and group.terminated:
             self._phase = m.STOPPED
         elif failed:
-            # Of those found together, the ones that failed inside a collective come last: they are witnesses.
-            group.exits.extend(sorted(failed, key=lambda exit_: exit_.witness))
+            group.exits.extend(failed)
             self._fail()
             return
         if group.all_ended and self._phase in (m.RUNNING, m.PREPARED, m.STOPPED) and self._generation == group.order.generation:
-            if self._phase != m.STOPPED:
-                self._phase = m.STOPPED if group.stop_committed or group.terminated else m.SUCCEEDED
+            self._phase = m.STOPPED if group.stopped or self._phase == m.STOPPED else m.SUCCEEDED
             self._timings["ended"] = time.time()
             self._clearing.kill_leftovers(keep_store=True)  # other workers' ranks may still need it
             self._tell()
@@ -384,7 +376,6 @@ class Supervisor:
         if self._phase != m.FAILED:
             self._phase = m.FAILED
             self._timings["ended"] = time.time()
-            self._link.send(m.Telemetry(self._meter.progress()))  # how far it came belongs to how it failed
         self._tell()
 
     def _kill(self) -> None:
@@ -399,7 +390,7 @@ class Supervisor:
         self._tell()
 
 
-def run(settings: Settings, env: Mapping[str, str], ready: Optional[Callable[[], None]] = None) -> int:
+def run(settings: Settings, env: Mapping[str, str]) -> int:
     """Runs an agent to its end; returns its exit code."""
 
     async def main() -> int:

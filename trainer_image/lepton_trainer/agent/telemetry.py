@@ -14,7 +14,7 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Pattern
 from lepton_trainer.agent.settings import Settings
 from lepton_trainer.protocol.messages import Progress
 from lepton_trainer.protocol.patterns import LINE_LIMIT, number
-from lepton_trainer.protocol.slot import BUCKET_COUNT, SIZE, STEP_BUCKETS, SlotReader, Snapshot
+from lepton_trainer.protocol.slot import BUCKET_COUNT, LARGEST, SIZE, STEP_BUCKETS, SlotReader, Snapshot
 from lepton_trainer.report import Reporter
 
 RATE_WINDOW_SECONDS = 10.0
@@ -181,7 +181,7 @@ class LogMatcher:
                 )
                 continue
             value = number(match) if match is not None else None
-            if value is not None:
+            if value is not None and (name == "loss" or abs(value) < LARGEST):
                 found[name] = value
         return found
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
 SIZE = 8192
+LARGEST = 2.0**62
+"""What is reported stays below, so that it is an integer of 64 bits and its sums are finite."""
 MAGIC = 0x31304E4F5450454C  # "LEPTON01"
 
 # Words that the rank writes.
@@ -143,7 +145,8 @@ class SlotReader:
             values = tuple(self._view[start : start + HALF].cast("d"))
             if values[NUMBER] == values[NUMBER_AGAIN]:
                 break
-        return values
+        # A script may report anything. What no message can carry counts as 0; a loss that is not finite travels as text.
+        return tuple(value if index == LOSS or abs(value) < LARGEST else 0.0 for index, value in enumerate(values))
 
     def _texts(self) -> Dict[str, Any]:
         number = self.words[TEXTS]
