@@ -266,6 +266,7 @@ class Supervisor:
             self._group.close()
             self._meter.end()
             self._group = None
+            self._link.send(m.Telemetry(self._meter.progress()))  # how far the older one came, before anything of the new one
         self._stopping.begin(None)
         self._store_port = 0
         port = await self._starter.open_store() if order.group_rank == 0 else 0
