@@ -29,11 +29,12 @@ def main() -> int:
     run = RunDirectory("default", "digits")
     HOME.mkdir(parents=True, exist_ok=True)
     output = HOME / "output"
-    begun = time.monotonic()
+    begun, before = time.monotonic(), _uid(run)
     with output.open("wb") as file:
         command = [sys.executable, "-m", "lepton_operator.cli", "run", str(MANIFEST), "--local", "--fresh"]
         process = subprocess.Popen(command, cwd=CHECKOUT, stdout=file, stderr=file)
     try:
+        wait_until("the job", lambda: _uid(run) != before or process.poll() is not None, FIRST_STEP_SECONDS)  # not the last demo's
         return _demo(run, process, output, begun)
     except (Refused, NotThere) as error:
         say(f"\ndemo-local: {error}\n{output.read_text(errors='replace')[-2000:]}")
@@ -108,6 +109,12 @@ def _until(what: str, run: RunDirectory, process: "subprocess.Popen[bytes]", don
         return done(read_status(body["status"]))
 
     wait_until(what, look, seconds, interval=0.1)
+
+
+def _uid(run: RunDirectory) -> str:
+    """Of the job that the run directory holds; empty: none."""
+    body = run.read()
+    return str(body["metadata"]["uid"]) if body is not None else ""
 
 
 def _status(run: RunDirectory) -> Status:

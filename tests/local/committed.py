@@ -60,6 +60,15 @@ class Ledger:
         before = max((step for made in older for step in made.ranks), default=0)
         return sum(1 for step, ranks in newest.ranks.items() if len(ranks) == newest.world and step > before)
 
+    def made_again(self, after: int) -> int:
+        """How many steps the generations beyond `after` began behind the highest one made before them."""
+        again, top = 0, 0
+        for number, made in sorted(self.generations().items()):
+            if number > after and made.ranks:
+                again += max(0, top - min(made.resumed))
+            top = max([top, *made.ranks])
+        return again
+
     def end_at(self, step: int) -> None:
         """The training ends with this step."""
         self._put("end", str(step))

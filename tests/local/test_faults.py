@@ -73,6 +73,23 @@ def test_an_agent_killed_alone_takes_its_ranks_along_and_is_replaced(running: Tr
     running.nothing_lost()
 
 
+def test_what_is_computed_again_is_counted(running: Training) -> None:
+    """A worker is killed far from the last checkpoint; a step that was made but not reported yet may be missing."""
+    job = running.job
+    generation, before = running.ledger.newest, recomputed(running)
+    job.until(lambda: running.ledger.top % 5 == 4, "the step before a checkpoint")
+    os.kill(job.agents()[0], signal.SIGKILL)
+    job.until_status(lambda s: s.rendezvous.size == 2, "the others go on")
+    running.steps_on()
+    counted, truth = recomputed(running) - before, running.ledger.made_again(generation)
+    assert truth > 0 and truth - 2 <= counted <= truth, "at most one step of each interruption"
+
+
+def recomputed(running: Training) -> float:
+    (counted,) = [value for name, value in running.job.metrics().items() if name.startswith("lepton_job_recomputed_steps_total")]
+    return counted
+
+
 def test_two_agents_killed_at_once_are_replaced(running: Training) -> None:
     job = running.job
     agents = job.agents()

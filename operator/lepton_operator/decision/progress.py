@@ -17,6 +17,7 @@ GAP_SECONDS = 0.5
 
 def follow(draft: Draft) -> None:
     """Progress as the lowest rank reports it, and the end of an interruption."""
+    _last_words(draft)
     speaker = draft.first_speaker()
     if speaker is not None:
         first = draft.memory.counters.source == ("", "") and draft.observed.progress.step is None
@@ -26,6 +27,17 @@ def follow(draft: Draft) -> None:
         if speaker.progress.step is not None:
             _progress(draft, speaker.progress)
     _first_step(draft, speaker.progress if speaker is not None else Progress())
+
+
+def _last_words(draft: Draft) -> None:
+    """How far the generation before came: its survivors say so when they prepare the new one, which is after that was decided."""
+    group = draft.memory.group
+    if group is None or draft.memory.stepped:
+        return
+    told = (agent.progress for agent in draft.world.agents)
+    steps = [progress.step for progress in told if progress.step is not None and 0 < progress.generation < group.number]
+    if steps:
+        draft.remember(top_step=max([*steps, draft.memory.top_step or 0]))
 
 
 def account(draft: Draft) -> None:
