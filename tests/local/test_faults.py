@@ -76,17 +76,19 @@ def test_an_agent_killed_alone_takes_its_ranks_along_and_is_replaced(running: Tr
 def test_what_is_computed_again_is_counted(running: Training) -> None:
     """A worker is killed far from the last checkpoint; a step that was made but not reported yet may be missing."""
     job = running.job
-    generation, before = running.ledger.newest, recomputed(running)
+    generation, before, recovered = running.ledger.newest, counter(running, "recomputed_steps"), counter(running, "recoveries")
     job.until(lambda: running.ledger.top % 5 == 4, "the step before a checkpoint")
     os.kill(job.agents()[0], signal.SIGKILL)
     job.until_status(lambda s: s.rendezvous.size == 2, "the others go on")
     running.steps_on()
-    counted, truth = recomputed(running) - before, running.ledger.made_again(generation)
-    assert truth > 0 and truth - 2 <= counted <= truth, "at most one step of each interruption"
+    made = sum(number > generation for number in running.ledger.generations())
+    job.until(lambda: counter(running, "recoveries") - recovered >= made, "news of each generation's first step, once a second")
+    counted, truth = counter(running, "recomputed_steps") - before, running.ledger.made_again(generation)
+    assert truth > 0 and truth - 2 <= counted <= truth, f"{counted} of {truth}: at most one step of each interruption may be missing"
 
 
-def recomputed(running: Training) -> float:
-    (counted,) = [value for name, value in running.job.metrics().items() if name.startswith("lepton_job_recomputed_steps_total")]
+def counter(running: Training, name: str) -> float:
+    (counted,) = [value for series, value in running.job.metrics().items() if series.startswith(f"lepton_job_{name}_total")]
     return counted
 
 
