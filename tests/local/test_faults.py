@@ -76,6 +76,8 @@ def test_an_agent_killed_alone_takes_its_ranks_along_and_is_replaced(running: Tr
 def test_what_is_computed_again_is_counted(running: Training) -> None:
     """A worker is killed far from the last checkpoint; a step that was made but not reported yet may be missing."""
     job = running.job
+    seen = running.ledger.top
+    job.until_status(lambda s: (s.progress.step or 0) >= seen, "what this generation computed again is on the account")
     generation, before, recovered = running.ledger.newest, counter(running, "recomputed_steps"), counter(running, "recoveries")
     job.until(lambda: running.ledger.top % 5 == 4, "the step before a checkpoint")
     os.kill(job.agents()[0], signal.SIGKILL)
