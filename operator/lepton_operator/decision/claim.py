@@ -5,7 +5,7 @@ from dataclasses import replace
 from lepton_operator import conditions
 from lepton_operator.decision import goodput
 from lepton_operator.decision.draft import Draft
-from lepton_operator.decision.world import Plan
+from lepton_operator.decision.world import Made, Plan
 from lepton_operator.job import Job
 from lepton_operator.status import Time
 
@@ -43,7 +43,11 @@ def accept(draft: Draft) -> None:
     elif draft.observed.manager != draft.world.manager:
         draft.event("Normal", "Claimed", f"taken over from {draft.observed.manager}, whose Lease has long expired")
     if not draft.memory.account.current:
-        draft.remember(account=goodput.resume(draft.observed.goodput), top_step=draft.observed.progress.step)
+        draft.remember(
+            account=goodput.resume(draft.observed.goodput),
+            top_step=draft.observed.progress.step,
+            made=Made(draft.observed.rendezvous.generation, draft.observed.progress.step or 0),
+        )
 
 
 def selector(job: Job) -> str:
