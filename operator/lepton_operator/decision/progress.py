@@ -35,17 +35,18 @@ def count_again(draft: Draft) -> None:
     What a generation's members reported may come after the next one was decided: survivors tell it when they prepare that.
     """
     group = draft.memory.group
-    for number in sorted({a.progress.generation for a in draft.world.agents if a.progress.first_step is not None}):
-        told = [a.progress for a in draft.world.agents if a.progress.generation == number]
+    reports = [agent.progress for agent in draft.world.agents if agent.progress.generation and agent.progress.step is not None]
+    for number in sorted({progress.generation for progress in reports}):
+        told = [progress for progress in reports if progress.generation == number]
         last = max(progress.step or 0 for progress in told)
+        begun = next((progress for progress in told if progress.first_step is not None), None)
         made = draft.memory.made
-        if number > made.generation:
-            begun = next(progress for progress in told if progress.first_step is not None)
+        if number == made.generation:
+            draft.remember(made=replace(made, step=max(last, made.step)))
+        elif number > made.generation and begun is not None:
             again = max(0, made.step - (begun.first_step or 0) + 1) if made.generation else 0
             samples = round(again * begun.samples_total / begun.steps_total) if begun.steps_total else 0
             draft.remember(made=Made(number, last, again), account=draft.memory.account.recomputed(again, samples))
-        elif number == made.generation:
-            draft.remember(made=replace(made, step=max(last, made.step)))
         if group is not None and number < group.number:
             draft.remember(top_step=max(last, draft.memory.top_step or 0))
 
