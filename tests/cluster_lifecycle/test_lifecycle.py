@@ -89,7 +89,7 @@ def test_after_sigkill_of_everything_up_brings_the_same_cluster_with_its_pods_ba
 
         eventually(runs_again, timeout=60)
     finally:
-        kubectl("delete", "pod", "lasting", "--wait=false")
+        kubectl("delete", "pod", "lasting", "--wait=true", "--timeout=30s")
 
 
 def test_down_leaves_no_process_mount_link_chain_or_cgroup(kubectl: Kubectl) -> None:
