@@ -126,6 +126,18 @@ def test_a_named_kubeconfig_that_does_not_answer_is_refused_with_its_path_and_le
     assert down.returncode == 0 and "not ours" in down.stderr
 
 
+def test_a_named_kubeconfig_that_answers_is_used_and_never_taken_down(kubectl: Kubectl, tmp_path: Path) -> None:
+    named = tmp_path / "kubeconfig"
+    shutil.copy(places.KUBECONFIG, named)
+    environment = {**os.environ, "LEPTON_KUBECONFIG": str(named)}
+    for command, words in (("up", str(named)), ("down", "not ours")):
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster", command], cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and words in done.stdout + done.stderr, done.stderr
+    assert kubectl("get", "--raw", "/readyz") == "ok"
+
+
 def test_without_root_up_says_so_and_points_at_local_mode(tmp_path: Path) -> None:
     # A copy, because an ordinary user may not be able to read the checkout.
     shutil.copytree(CHECKOUT / "cluster", tmp_path / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
