@@ -44,6 +44,8 @@ NOT_LEADING_SECONDS = 0.5
 """A renewal that comes just after its deadline ends no leadership: what was due in the gap is looked at after it."""
 IDENTITY_SECONDS = 600.0
 """How often the CA's Secret and the age of the leaf are looked at."""
+INTRODUCE_SECONDS = 15.0
+"""How often it is seen to that workers know the coordinator and its CA; where they do it costs no request."""
 STOP_SECONDS = 1.5
 FAILURES = (AlreadyExists, Conflict, Expired, Gone, Rejected, Unavailable, AuthorityError)
 
@@ -258,7 +260,7 @@ class Replica:
         self._authority = authority
         self._identified.set()
         if self.leads:
-            await self._substrate.trust(authority.bundle, self._config.manager)
+            await self._substrate.introduce(authority.bundle, self._config.manager)
 
     async def _start_coordinator(self, link: CoordinatorLink) -> None:
         await link.start()
@@ -283,11 +285,18 @@ class Replica:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._endpoint.run(), name="endpoint")
             group.create_task(self._diagnosis.run(), name="diagnosis")
-            group.create_task(self._substrate.trust(self._authority.bundle, self._config.manager), name="trust")
+            group.create_task(self._introduce(), name="introduce")
             self._reconciler.lead()
             self._listener.relist_soon()
             self._look_at_all()
             await self._queue.run(self._config.workers, self._look, self._metrics.queueing.observe)
+
+    async def _introduce(self) -> None:
+        """The workers of a job that was just taken over know the coordinator of the installation that is gone."""
+        while True:
+            assert self._authority is not None
+            await self._substrate.introduce(self._authority.bundle, self._config.manager)
+            await asyncio.sleep(INTRODUCE_SECONDS)
 
     async def _look(self, key: str) -> float | None:
         if not self.leads or self._reconciler is None:

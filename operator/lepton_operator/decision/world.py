@@ -55,6 +55,7 @@ class Memory:
     grow_checkpoint: int | None = None  # checkpoint step when somebody began to wait
     lost_at: dict[str, float] = field(default_factory=dict)  # uid -> mono, of workers whose agent was judged lost and is not back
     claimed_by: str = ""  # the other installation about which the user has been told
+    taken_over: float | None = None  # mono: taken from a dead installation, whose coordinator the agents still look for
     account: goodput.Account = field(default_factory=goodput.Account)
     counters: goodput.Counters = field(default_factory=goodput.Counters)
     written: float = 0.0  # mono of the last status write

@@ -25,6 +25,7 @@ class Pod:
     owner_name: str
     labelled_job: str
     ca: str  # digest of the CA that it was told to trust
+    coordinator: str  # the address at which it was told to find the coordinator; empty: it cannot be told another
     worker: Worker
 
     @property
@@ -85,6 +86,7 @@ def read_pod(body: Json) -> Pod:
         owner_name=owner_name,
         labelled_job=str(labels.get(c.LABEL_JOB_NAME, "")),
         ca=digest(str(annotations.get(c.ANNOTATION_CA, ""))),
+        coordinator=str(annotations.get(c.ANNOTATION_COORDINATOR, "")),
         worker=worker,
     )
 
