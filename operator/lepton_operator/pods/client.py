@@ -33,6 +33,7 @@ class ClusterSubstrate:
         self._api = api
         self._cache = cache
         self._events = Recorder(api, instance)
+        self._telling: set[asyncio.Task[None]] = set()
         self._services: dict[str, float] = {}  # UID of a job -> when its Service was last seen (monotonic seconds)
 
     def job(self, key: str) -> Job | None:
@@ -54,9 +55,10 @@ class ClusterSubstrate:
         self._cache.apply(PODS, body)
         ignored = owned_env(job)
         if ignored:
-            await self.emit(
-                job, Event("Warning", "EnvironmentIgnored", f"set by the operator, not by the job: {', '.join(ignored)}; remove it")
-            )
+            about = f"set by the operator, not by the job: {', '.join(ignored)}; remove it"
+            told = asyncio.create_task(self.emit(job, Event("Warning", "EnvironmentIgnored", about)))  # no worker waits for that
+            self._telling.add(told)
+            told.add_done_callback(self._telling.discard)
         return read_pod(body).worker
 
     async def _own_pod(self, job: Job, path: str, name: str) -> dict[str, Any]:

@@ -41,6 +41,9 @@ async def test_a_variable_of_ours_in_the_template_is_reported(fake, substrate):
     fake.answers = [created]
     template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "RANK", "value": "7"}]}]}}
     await substrate.create_worker(job(workers={"template": template}), "digits-0-aaaaa", 0)
+    async with asyncio.timeout(5):
+        while len(fake.requests) < 2:  # noqa: ASYNC110 - it is told in the background
+            await asyncio.sleep(0.005)
     _, (_, path, event) = fake.requests
     assert path.startswith("/apis/events.k8s.io/v1/") and event["reason"] == "EnvironmentIgnored" and "RANK" in event["note"]
 
