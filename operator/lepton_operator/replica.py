@@ -18,7 +18,7 @@ from lepton_operator import clock
 from lepton_operator.config import Config
 from lepton_operator.constants import lease_name
 from lepton_operator.coordinator.link import CoordinatorLink
-from lepton_operator.metrics import Metrics
+from lepton_operator.metrics import Deletions, Metrics
 from lepton_operator.pods.api import AlreadyExists, Api, Expired, load_configuration
 from lepton_operator.pods.authority import AuthorityError, AuthoritySecret, LeafFiles
 from lepton_operator.pods.blocking_api import BlockingApi
@@ -59,6 +59,8 @@ class Replica:
         self._cache = Cache()
         self._queue = WorkQueue()
         self._stopping = asyncio.Event()
+        self._deletions = Deletions(self._metrics.deleted)
+        self._term: int | None = None  # of the Lease when this process last began to lead
         self._deadline = 0.0  # clock.mono, of the last renewal; 0: another leads
         self._leading: asyncio.Task[None] | None = None
         self._authority: Authority | None = None
@@ -175,8 +177,7 @@ class Replica:
             self._queue.add(key)
 
     def _deleted(self, number: int) -> None:
-        if self.leads:
-            self._metrics.deleted.inc(number)
+        self._deletions.seen(number, leads=self.leads, mono=clock.mono())
 
     def _look_at_all(self) -> None:
         self._changed(frozenset(self._cache.keys()))
@@ -193,6 +194,7 @@ class Replica:
 
     def _acquired(self) -> None:
         self._identity_wanted.set()
+        self._deletions.led_from_here(self._lease.unled_since)
         self._leading = self._part(self._lead())
         self._leading.add_done_callback(self._leading_ended)
 
@@ -286,7 +288,8 @@ class Replica:
             group.create_task(self._endpoint.run(), name="endpoint")
             group.create_task(self._diagnosis.run(), name="diagnosis")
             group.create_task(self._introduce(), name="introduce")
-            self._reconciler.lead()
+            self._reconciler.lead(continued=self._lease.term == self._term)
+            self._term = self._lease.term
             self._listener.relist_soon()
             self._look_at_all()
             await self._queue.run(self._config.workers, self._look, self._metrics.queueing.observe)

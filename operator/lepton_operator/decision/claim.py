@@ -49,7 +49,8 @@ def accept(draft: Draft) -> None:
         draft.remember(taken_over=draft.now.mono)
     _await_strays(draft)
     if not draft.memory.account.current:
-        draft.remember(account=goodput.resume(draft.observed.goodput), top_step=draft.observed.progress.step)
+        account = goodput.resume(draft.observed.goodput).at_least(draft.memory.account)
+        draft.remember(account=account, top_step=draft.observed.progress.step)
 
 
 def _await_strays(draft: Draft) -> None:

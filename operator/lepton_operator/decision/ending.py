@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lepton_operator import conditions
+from lepton_operator.decision import goodput
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.world import Delete
 from lepton_operator.status import Time
@@ -38,8 +39,10 @@ def wind_down(draft: Draft) -> None:
     A worker that appears after that (a creation that was under way) meets the same end, and nothing else changes.
     """
     done = draft.has_been(conditions.COMPLETE)
-    since = draft.memory.ended if draft.memory.ended is not None else _ended(draft)
-    draft.remember(ended=since)
+    if draft.memory.ended is None:
+        account = goodput.resume(draft.observed.goodput).at_least(draft.memory.account)
+        draft.remember(ended=_ended(draft), account=account)
+    since = draft.memory.ended or 0.0
     here = [w for w in draft.world.workers if not (w.deleting and not w.node_ready)]
     running = [w for w in here if w.phase in (Phase.PENDING, Phase.RUNNING)]
     lingering = [w for w in here if w.lingering]

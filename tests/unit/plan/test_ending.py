@@ -193,3 +193,15 @@ def test_a_worker_that_succeeded_is_kept_while_its_group_goes_on_and_goes_when_t
     assert sim.decide().delete == ()
     sim.kill_pod(second)
     assert [d.worker.uid for d in sim.decide().delete] == [first]
+
+
+def test_a_new_leader_still_knows_what_a_finished_job_spent() -> None:
+    sim = ended()
+    sim.settle(rounds=5)
+    spent = sim.operators[0].memory.account.seconds
+    assert sum(spent.values()) > 0
+    sim.restart_operator()
+    sim.decide()
+    assert {cause: round(seconds) for cause, seconds in sim.operators[0].memory.account.seconds.items()} == {
+        cause: round(seconds) for cause, seconds in spent.items()
+    }
