@@ -99,7 +99,7 @@ class Replica:
         )
         self._substrate = ClusterSubstrate(api, self._cache, defaults, config.pod_name)
         self._secret = AuthoritySecret(api, config.namespace, config.ca_secret)
-        self._leaf = LeafFiles([config.coordinator_host, f"{config.coordinator_host}.cluster.local", config.pod_ip])
+        self._leaf = LeafFiles([config.coordinator_host, f"{config.coordinator_host}.cluster.local", *config.pod_ips])
         self._keys = SigningKeys(api, self._take_keys)
         self._claimants = Claimants(api, config.manager, self._look_at_all)
         self._diagnosis = Diagnosis(api, self._cache, self._changed)
@@ -109,7 +109,7 @@ class Replica:
             api,
             namespace=config.namespace,
             service=config.coordinator_service,
-            address=config.pod_ip,
+            addresses=config.pod_ips,
             port=config.coordinator_port,
             leading=lambda: self.leads,
             pod=config.pod_name if config.in_pod else "",
@@ -252,7 +252,7 @@ class Replica:
         elif files is not None:
             await self._start_coordinator(
                 CoordinatorLink(
-                    listen=("::" if ":" in self._config.pod_ip else "0.0.0.0", self._config.coordinator_port),
+                    listen=("::" if any(":" in ip for ip in self._config.pod_ips) else "0.0.0.0", self._config.coordinator_port),
                     tls=files,
                     on_change=self._queue.add,
                     on_keys_wanted=self._keys.wanted,
