@@ -194,6 +194,7 @@ def _form(draft: Draft, members: Sequence[Agent], why: str) -> None:
         broken_since=broken,
         evident_since=None,
         outcomes={},
+        pods={m.uid: draft.by_uid[m.uid] for m in formed.members},
         stepped=False,
         stop_since=None,
         grow_checkpoint=None,

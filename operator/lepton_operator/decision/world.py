@@ -49,6 +49,7 @@ class Memory:
     evident_since: float | None = None  # mono: when the current generation was first seen broken
     outcomes: dict[str, Verdict] = field(default_factory=dict)  # uid -> succeeded or stopped, of members: it holds when they are gone
     joined: frozenset[str] = frozenset()  # uids that have been members, of workers that are still there
+    pods: dict[str, Worker] = field(default_factory=dict)  # uid -> a member's pod as it was last seen
     stepped: bool = False  # the current generation has reported a step
     top_step: int | None = None  # the highest step of any generation
     stop_since: float | None = None  # mono: a coordinated stop was asked for
