@@ -275,8 +275,16 @@ class Supervisor:
             self._link.send(m.Telemetry(self._meter.progress()))  # how far the older one came, before anything of the new one
         self._stopping.begin(None)
         self._store_port = 0  # the older one's is never told with a newer state while ours opens
-        self._store_port = await self._starter.open_store() if order.group_rank == 0 else 0
+        no_store = ""
+        try:
+            self._store_port = await self._starter.open_store() if order.group_rank == 0 else 0
+        except Cold as cold:
+            no_store = str(cold)
         self._generation, self._told = order.generation, order
+        if no_store:  # the ranks of all workers would wait for it in vain
+            self._group = Group(order, self._settings, self._starter.uses_agent_store, exits=[g.no_store(order.rank_offset, no_store)])
+            self._fail()
+            return
         self._phase = m.PREPARED
         self._timings["prepared"] = time.time()
         self._tell()
