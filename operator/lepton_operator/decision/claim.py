@@ -6,7 +6,7 @@ from dataclasses import replace
 from lepton_operator import conditions
 from lepton_operator.decision import goodput
 from lepton_operator.decision.draft import Draft
-from lepton_operator.decision.world import Plan
+from lepton_operator.decision.world import Made, Plan
 from lepton_operator.job import Job
 from lepton_operator.status import Time
 from lepton_operator.worker import Phase
@@ -49,8 +49,11 @@ def accept(draft: Draft) -> None:
         draft.remember(taken_over=draft.now.mono)
     _await_strays(draft)
     if not draft.memory.account.current:
-        account = goodput.resume(draft.observed.goodput).at_least(draft.memory.account)
-        draft.remember(account=account, top_step=draft.observed.progress.step)
+        draft.remember(
+            account=goodput.resume(draft.observed.goodput).at_least(draft.memory.account),
+            top_step=draft.observed.progress.step,
+            made=Made(draft.observed.rendezvous.generation, draft.observed.progress.step or 0),
+        )
 
 
 def _await_strays(draft: Draft) -> None:

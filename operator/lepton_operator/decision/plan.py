@@ -25,6 +25,7 @@ def plan(world: World, memory: Memory, now: Clock) -> Plan:
     claim.accept(draft)
     membership.adopt(draft)
     membership.judge(draft)
+    progress.count_again(draft)
     if membership.all_succeeded(draft):
         ending.complete(draft)
         return conclude(draft)

@@ -269,10 +269,10 @@ class Supervisor:
         await self._emptied()
         self._timings["killed"] = time.time()
         if self._group is not None:
-            self._group.close()
-            self._meter.end()
-            self._group = None
             self._link.send(m.Telemetry(self._meter.progress()))  # how far the older one came, before anything of the new one
+            self._meter.end()
+            self._group.close()
+            self._group = None
         self._stopping.begin(None)
         self._store_port = 0  # the older one's is never told with a newer state while ours opens
         no_store = ""
