@@ -120,13 +120,15 @@ class Recorder:
             series.failing_since = now
         series.failures += 1
         if now - series.failing_since > GIVE_UP_SECONDS:
-            series.failures, series.waiting = 0, None
             self._lost(job, event, error)
-            return
-        if series.waiting is None:
+            series.failing_since = now  # what has come in meanwhile is news
+            if series.waiting is None:
+                series.failures = 0
+                return
+        elif series.waiting is None:
             series.waiting = (job, event)
         pause = min(LONGEST_RETRY, RETRY_SECONDS * 2.0 ** min(series.failures - 1, 10))
-        self._wait(series, max(error.retry_after, random.uniform(0.5, 1.0) * pause))
+        self._wait(series, min(LONGEST_RETRY, max(error.retry_after, random.uniform(0.5, 1.0) * pause)))
 
     def _lost(self, job: Job, event: Event, error: Exception) -> None:
         log.warning("an event could not be written: %s: %s: %s", event.reason, event.message, error, extra={"job": job.key})
