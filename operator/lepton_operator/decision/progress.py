@@ -20,7 +20,7 @@ def follow(draft: Draft) -> None:
     """Progress as the lowest rank reports it, and the end of an interruption."""
     speaker = draft.first_speaker()
     if speaker is not None:
-        first = draft.memory.counters.source == ("", "") and draft.observed.progress.step is None
+        first = draft.memory.counters.fresh and draft.observed.progress.step is None
         connected = [j.agent for j in draft.judgements if j.agent is not None and j.agent.connected]
         counted = draft.memory.counters.speaker([speaker, *connected]) or speaker
         draft.remember(counters=draft.memory.counters.observe(counted, fresh=first))
