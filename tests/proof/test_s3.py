@@ -15,7 +15,7 @@ import torch
 import trainer_group
 import trainer_runs as runs
 from lepton_trainer.train.checkpoint import Checkpointer
-from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.errors import Unreachable
 from lepton_trainer.train.storage import RemoteStorage
 
 BUCKET = "checkpoints"
