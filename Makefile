@@ -70,7 +70,10 @@ push: ## builds both images and pushes them: make push REGISTRY=example.org/team
 	@test -n "$(REGISTRY)" || { echo "make push REGISTRY=example.org/team [TAG=1.2.3]" >&2; exit 2; }
 	@$(PYTHON) -m cluster push "$(REGISTRY)" $(if $(TAG),--tag "$(TAG)")
 
-.PHONY: dashboard install-yaml
+.PHONY: dashboard install-yaml crd
+crd: setup ## spec.trainer.builtin of the CRD, from the trainer's models, and what is made of the CRD
+	@PYTHONPATH=operator:trainer_image $(BIN)/python charts/builtin_schema.py
+	@$(MAKE) --no-print-directory install-yaml
 dashboard: setup ## the chart's Grafana dashboard, from charts/dashboard.py
 	@$(BIN)/python charts/dashboard.py
 install-yaml: setup ## charts/install.yaml, from the chart (REGISTRY=, TAG=: of your images)

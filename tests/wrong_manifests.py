@@ -9,8 +9,13 @@ from typing import Any
 
 import yaml
 
+import wrong_builtin
+
 BASE = "{trainer: {command: [python, train.py]}}"
-REQUIRED_COMMAND = "command is required: write the program and its arguments as a list, for example [python, train.py]"
+REQUIRED_COMMAND = (
+    "command is required: write the program and its arguments as a list, for example [python, train.py]; "
+    "or write builtin and a task of the trainer image"
+)
 ONE_GROUP = "pattern needs exactly one group around the number, for example loss=([0-9.]+); write other groups as (?:...)"
 RE2 = "pattern must be a regular expression of RE2's syntax: no look-around, no back-references"
 QUANTITY = "in body should match '^[0-9]+(\\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$'"
@@ -170,6 +175,8 @@ WRONG = (
         "spec.trainer.code.configMap",
         "configMap is the name of a ConfigMap: lower-case letters, digits, '-' and '.'",
     ),
+    # The built-in trainer.
+    *(Wrong(*entry) for entry in wrong_builtin.WRONG),
     # The environment.
     Wrong("sets RANK", trainer("{name: RANK, value: '0'}"), "spec.trainer.env[0].name", f"RANK {OURS}"),
     Wrong("sets MASTER_ADDR", trainer("{name: A}, {name: MASTER_ADDR, value: x}"), "spec.trainer.env[1].name", f"MASTER_ADDR {OURS}"),
@@ -308,6 +315,9 @@ WRONG = (
     Wrong("a switch in words", "{intraJobCommunication: 'yes'}", "spec.intraJobCommunication", 'must be of type boolean: "string"'),
     # What a job that exists may not change.
     Wrong("another command", "{trainer: {command: [python, other.py]}}", "spec.trainer", f"the trainer {FIXED}", before="{}"),
+    Wrong(
+        "other settings of the built-in trainer", wrong_builtin.LONGER, "spec.trainer", f"the trainer {FIXED}", before=wrong_builtin.BUILTIN
+    ),
     Wrong("another image", "{trainer: {image: b}}", "spec.trainer", f"the trainer {FIXED}", before="{trainer: {image: a}}"),
     Wrong("other resources", "{workers: {resources: {limits: {cpu: 2}}}}", "spec.workers", "the shape of a worker", before="{}"),
     Wrong("another claim", "{checkpoint: {claimName: b}}", "spec.checkpoint", f"checkpoint {FIXED}", before="{checkpoint: {claimName: a}}"),
@@ -340,6 +350,7 @@ RIGHT = {
     "a budget": "{recovery: {maxRestarts: 0, window: 1h30m}}",
     "checkpoints": "{checkpoint: {claimName: my.claim, path: digits/run-1}}",
     "nulls for what is absent": "{trainer: {image: null, env: null}, workers: null, checkpoint: null}",
+    **wrong_builtin.RIGHT,
     "code": "{trainer: {code: {configMap: digits}, workingDir: /workspace, image: 'registry.example.com:5000/a@sha256:0123456789abcdef'}}",
 }
 RIGHT_UPDATES = {

@@ -4,6 +4,7 @@ The CRD's schema and CEL rules have checked what arrives here; `JobError` is for
 a rule switched off) and becomes the condition Accepted=False.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ class Trainer:
     env_from: tuple[Json, ...] = ()
     working_dir: str = ""
     code_config_map: str = ""
+    builtin: str = ""  # JSON of the built-in trainer's task and settings; `command` is that trainer's then
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Job:
         return f"{self.namespace}/{self.name}"
 
 
+BUILTIN_COMMAND = ("python", "-m", "lepton_trainer", "train")
 DEFAULT_MAX_RESTARTS = 10
 DEFAULT_WINDOW_SECONDS = 3600.0
 DEFAULT_SHARED_MEMORY = ""
@@ -98,8 +101,10 @@ def read_job(body: Json) -> Job:
     """The typed job of an API object (a dict as the API server or a manifest file gives it). Raises `JobError`."""
     meta, spec = body.get("metadata") or {}, body.get("spec") or {}
     trainer, workers = spec.get("trainer") or {}, spec.get("workers") or {}
-    if not trainer.get("command"):
-        raise JobError("spec.trainer.command is missing: write the command that starts one rank, e.g. [python, train.py]")
+    builtin = trainer.get("builtin")
+    command = BUILTIN_COMMAND if builtin else tuple(trainer.get("command") or ())
+    if not command:
+        raise JobError("spec.trainer.command is missing: write the command that starts one rank, e.g. [python, train.py], or builtin")
     replicas = _count(workers.get("replicas", 1), "spec.workers.replicas")
     minimum = _count(workers.get("minReplicas", replicas), "spec.workers.minReplicas")
     if minimum > replicas:
@@ -117,12 +122,13 @@ def read_job(body: Json) -> Job:
         deleting=bool(meta.get("deletionTimestamp")),
         trainer=Trainer(
             image=str(trainer.get("image", "")),
-            command=tuple(trainer["command"]),
+            command=command,
             args=tuple(trainer.get("args") or ()),
             env=tuple(trainer.get("env") or ()),
             env_from=tuple(trainer.get("envFrom") or ()),
             working_dir=str(trainer.get("workingDir", "")),
             code_config_map=str(((trainer.get("code") or {}).get("configMap")) or ""),
+            builtin=json.dumps(_whole(builtin), separators=(",", ":")) if builtin else "",
         ),
         workers=Workers(
             replicas=replicas,
@@ -160,6 +166,13 @@ def accelerators(resources: Json) -> int:
     """GPUs (whole, or MIG slices) in a container's resources."""
     asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     return sum(int(quantity) for name, quantity in asked.items() if name in ACCELERATORS or name.startswith(MIG_PREFIX))
+
+
+def _whole(value: Any) -> Any:
+    """A float without a fraction is an integer in JSON; Python's own reader makes a difference, and so do the trainer's models."""
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _count(value: Any, where: str) -> int:

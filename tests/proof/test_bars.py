@@ -30,7 +30,8 @@ def test_digits_mean_of_five_seeds_beats_the_support_vector_machine(tmp_path: Pa
         x, held = (np.asarray(part).reshape(len(part), -1) * (16 / 255) for part in (data.train_images, data.test_images))
         scores = [SVC(C=c, gamma=g).fit(x, data.train_labels).score(held, data.test_labels) for c in (1, 10) for g in ("scale", 0.001)]
         machine.append(max(scores))  # the best of four settings, chosen on the test split: more than fair
-        settings = yaml.safe_load((ROOT / "examples" / "digits-builtin.yaml").read_text())["imageClassification"]
+        _, job = yaml.safe_load_all((ROOT / "examples" / "digits-builtin.yaml").read_text())
+        settings = job["spec"]["trainer"]["builtin"]["imageClassification"]
         settings["data"] = {"splitSeed": seed}
         settings["training"] = {**settings["training"], "seed": seed}
         settings["checkpoint"] = {"path": str(tmp_path / str(seed))}

@@ -15,7 +15,7 @@ import torch
 import trainer_group
 import trainer_runs as runs
 from lepton_trainer.train.checkpoint import Checkpointer
-from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.errors import Unreachable
 from lepton_trainer.train.storage import RemoteStorage
 
 BUCKET = "checkpoints"
@@ -118,7 +118,7 @@ def test_damage_is_noticed_and_a_lost_endpoint_costs_a_checkpoint_and_not_the_ru
     checkpoints.save(3, tensors, {"step": 3})
     checkpoints.close()
     assert [kind for kind, _ in events] == ["CheckpointSaved", "CheckpointSaved", "CheckpointFailed"]
-    with pytest.raises(UserError, match=r"cannot be reached: .*See that the endpoint \(AWS_ENDPOINT_URL\)"):
+    with pytest.raises(Unreachable, match=r"cannot be reached: .*See that the endpoint \(AWS_ENDPOINT_URL\)"):
         Checkpointer(f"s3://{BUCKET}/other", {})
     server.start()
     checkpoints.save(4, tensors, {"step": 4})

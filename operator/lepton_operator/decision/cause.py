@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from lepton_operator.decision.evidence import Judgement, Verdict
 from lepton_operator.decision.generation import Generation
+from lepton_operator.decision.policies import MISCONFIGURED
 from lepton_operator.job import Job
 from lepton_operator.status import LastFailure, MicroTime
 from lepton_operator.worker import Worker
@@ -18,6 +19,8 @@ from lepton_trainer.protocol.messages import ProcessExit
 LOG_TAIL_LIMIT = 2048
 MESSAGE_LIMIT = 2048
 NOBODY_SEEN: Mapping[str, Worker] = MappingProxyType({})
+MISTAKE = 2
+"""The exit code of the built-in trainer for what its user has to change."""
 UNCERTAIN = frozenset({"ConnectionLost", "AgentSilent", "AgentNotBack"})
 """Nobody saw these go: one that was seen going at the same time is the likelier cause."""
 
@@ -94,6 +97,8 @@ def _of_process(job: Job, culprit: Judgement, exit_: ProcessExit, wall: float, n
         reason, how = "ProcessSignalled", f"was ended by signal {exit_.signal} ({_signal_name(exit_.signal)})"
     elif exit_.exit_code in (126, 127):
         reason, how = "CommandNotFound", "could not be started; correct spec.trainer.command"
+    elif job.trainer.builtin and exit_.exit_code == MISTAKE:
+        reason, how = MISCONFIGURED, "cannot go on with what it was given"
     else:
         reason, how = "ProcessFailed", f"ended with exit code {exit_.exit_code}"
     said = f": {exit_.error}" if exit_.error else ""

@@ -11,6 +11,8 @@ from lepton_operator.status import RECENT_LIMIT, Incident
 
 NO_PROGRESS_LIMIT = 3
 """So many generations in a row that broke by a process failure without a step forward fail a job that has reported steps."""
+MISCONFIGURED = "Misconfigured"
+"""Of an incident: the built-in trainer says that its user has to change something."""
 FREE_RETRIES = 2
 BACKOFF_BASE_SECONDS = 1.0
 BACKOFF_LIMIT_SECONDS = 30.0
@@ -32,6 +34,8 @@ def within_window(incidents: Sequence[Incident], recovery: Recovery, wall: float
 def verdict(incidents: Sequence[Incident], recovery: Recovery, wall: float) -> Sentence | None:
     """Whether a job with these incidents (the newest included) must fail."""
     counted = within_window(incidents, recovery, wall)
+    if counted and counted[-1].reason == MISCONFIGURED:
+        return Sentence(MISCONFIGURED, "a restart does not help, the job has to be changed")
     if len(counted) > recovery.max_restarts:
         window = _words(recovery.window_seconds)
         return Sentence(

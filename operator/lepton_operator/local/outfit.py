@@ -117,6 +117,8 @@ def _own(run: RunDirectory, job: Job, name: str, uid: str, index: int) -> dict[s
         "LEPTON_RESOURCE_ACCELERATOR_NUM": str(accelerators(job.workers.resources)),
         "LEPTON_RESOURCE_ACCELERATOR_TYPE": "",
     }
+    if job.trainer.builtin:
+        own[names.BUILTIN] = job.trainer.builtin
     if job.from_logs:
         patterns: list[dict[str, Any]] = [{"name": entry.name, "pattern": entry.pattern} for entry in job.from_logs]
         own[names.LOG_PATTERNS] = json.dumps(patterns)

@@ -161,10 +161,21 @@ def _string_faults(value: str, schema: Schema, path: str) -> Iterator[Problem]:
 
 
 def _number_faults(value: float, schema: Schema, path: str) -> Iterator[Problem]:
-    if value < schema.get("minimum", value):
-        yield invalid(path, value, f"{path} in body should be greater than or equal to {schema['minimum']}")
-    if value > schema.get("maximum", value):
-        yield invalid(path, value, f"{path} in body should be less than or equal to {schema['maximum']}")
+    low, high = schema.get("minimum", value), schema.get("maximum", value)
+    if value < low or (value == low and schema.get("exclusiveMinimum")):
+        words = "greater than" if schema.get("exclusiveMinimum") else "greater than or equal to"
+        yield invalid(path, value, f"{path} in body should be {words} {_bound(low, value)}")
+    if value > high or (value == high and schema.get("exclusiveMaximum")):
+        words = "less than" if schema.get("exclusiveMaximum") else "less than or equal to"
+        yield invalid(path, value, f"{path} in body should be {words} {_bound(high, value)}")
+
+
+def _bound(bound: float, value: float) -> str:
+    """As Go prints it: a whole number beside a whole number; else the shortest digits, with an exponent from 1e+06 on."""
+    if isinstance(value, int):
+        return str(int(bound))
+    shortest = next(text for digits in range(17) if float(text := f"{bound:.{digits}e}") == bound)
+    return shortest if abs(bound) >= 1e6 else f"{bound:g}"
 
 
 def _list_faults(value: list[Any], schema: Schema, path: str) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from lepton_trainer.protocol import names
 
 Json = dict[str, Any]
 
-USER_MAY_SET = frozenset({names.WARM_START, names.PRELOAD})
+USER_MAY_SET = frozenset({names.WARM_START, names.PRELOAD, names.CACHE})
 """Variables of ours that a job's env may set; the other LEPTON_ names, and torchrun's, it may not."""
 
 _PYTHON = re.compile(r"python(\d(\.\d+)?)?$")
@@ -198,6 +198,8 @@ def _own_env(job: Job, index: int) -> list[Json]:
     }
     if job.checkpoint:
         values[names.CHECKPOINT_DIR] = posixpath.join(c.CHECKPOINTS_DIR, job.checkpoint.path, "round-0")
+    if job.trainer.builtin:
+        values[names.BUILTIN] = job.trainer.builtin
     if job.from_logs:
         values[names.LOG_PATTERNS] = json.dumps([{"name": entry.name, "pattern": entry.pattern} for entry in job.from_logs])
     fields = {

@@ -12,7 +12,7 @@ from lepton_trainer.agent.install import install
 from lepton_trainer.protocol import messages as m
 from local.agent.coordinator_double import SOURCE, agents, coordinator
 
-PARTS = [SOURCE / "lepton_trainer" / name for name in ("__init__.py", "report.py", "protocol", "agent")]
+PARTS = [SOURCE / "lepton_trainer" / name for name in ("__init__.py", "__main__.py", "report.py", "protocol", "agent")]
 
 
 def python39() -> str | None:
@@ -39,6 +39,7 @@ async def test_an_agent_runs_a_generation_on_python_39(tmp_path: Path) -> None:
     install(str(tmp_path / "copied"))
     assert sorted(p.name for p in (tmp_path / "copied" / "lepton_trainer").iterdir() if p.name != "__pycache__") == [
         "__init__.py",
+        "__main__.py",
         "agent",
         "protocol",
         "report.py",

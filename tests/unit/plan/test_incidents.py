@@ -45,6 +45,25 @@ def test_a_script_that_always_kills_itself_runs_once_more_than_max_restarts_allo
     assert "allows 2 restarts" in sim.status.message
 
 
+def test_what_the_built_in_trainer_cannot_use_fails_the_job_at_once_in_its_words() -> None:
+    sim = Simulation(2, trainer={"builtin": {"imageClassification": {}}})
+    sim.settle(rounds=4)
+    sim.end_ranks(sim.running()[1].uid, exit_code=2, error="error: /data: there is no such directory")
+    sim.settle()
+    assert is_failed(sim) and sim.status.reason == "Misconfigured"
+    assert "/data: there is no such directory" in sim.status.message
+    assert (sim.status.rendezvous.generation, sim.status.restarts.total) == (1, 1)
+
+
+@pytest.mark.parametrize(("trainer", "code"), [({"builtin": {"imageClassification": {}}}, 1), ({"command": ["python", "x.py"]}, 2)])
+def test_other_failures_and_other_programs_are_tried_again(trainer: dict[str, object], code: int) -> None:
+    sim = Simulation(2, trainer=trainer)
+    sim.settle(rounds=4)
+    sim.end_ranks(sim.running()[1].uid, exit_code=code)
+    sim.settle()
+    assert not is_failed(sim) and sim.status.rendezvous.generation == 2
+
+
 def test_two_evictions_and_scaling_cost_no_budget_and_move_no_survivor() -> None:
     """volcano-sh/volcano#4814: what the controller deletes itself, and what is evicted, is no failure."""
     sim = running(4, 1, maxRestarts=1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lepton_trainer.agent.install import install
 from lepton_trainer.train import schema
 from lepton_trainer.train.cli import main
 from lepton_trainer.train.config import TASKS, ImageClassification, LanguageModeling, load, parse
@@ -87,6 +91,26 @@ def test_a_file_that_is_no_configuration_ends_with_code_2_and_one_line(
 def test_a_missing_file_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "/nowhere/config.yaml"]) == 2
     assert "/nowhere/config.yaml: there is no such file" in capsys.readouterr().err
+
+
+def test_without_a_file_the_job_s_own_settings_are_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("LEPTON_BUILTIN", raising=False)
+    assert main(["train"]) == 2
+    assert "no configuration" in capsys.readouterr().err
+    monkeypatch.setenv("LEPTON_BUILTIN", '{"imageClassification":{"training":{"epoch":1}}}')
+    assert main(["train"]) == 2
+    assert "spec.trainer.builtin: imageClassification.training.epoch is not a setting" in capsys.readouterr().err
+
+
+def test_an_image_without_the_trainer_says_so(tmp_path: Path) -> None:
+    """What the init container copies into an image of the user's, started as a job's builtin starts it."""
+    install(str(tmp_path))
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-S", "-m", "lepton_trainer", "train"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "this image cannot run the built-in trainer: Python module 'lepton_trainer.train' is not in it" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:

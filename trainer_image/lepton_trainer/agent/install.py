@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-PARTS = ("__init__.py", "report.py", "protocol", "agent")
+PARTS = ("__init__.py", "__main__.py", "report.py", "protocol", "agent")
 
 
 class InstallError(Exception):

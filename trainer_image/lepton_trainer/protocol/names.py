@@ -32,6 +32,10 @@ WARM_START = "LEPTON_WARM_START"
 PRELOAD = "LEPTON_PRELOAD"
 """Comma-separated modules for the warm parent, beyond what the script imported last time."""
 TERMINATION_LOG = "LEPTON_TERMINATION_LOG"
+BUILTIN = "LEPTON_BUILTIN"
+"""`trainer.builtin` of the job as JSON: what `python -m lepton_trainer train` runs when no file is named."""
+CACHE = "LEPTON_CACHE"
+"""Where the built-in trainer keeps prepared data."""
 
 # What a rank is told by its agent, beyond torchrun's own variables.
 GENERATION = "LEPTON_GENERATION"

@@ -60,7 +60,7 @@ class _Job:
 
 
 class Checkpointer:
-    """The checkpoints of one run below `path`, a directory or an fsspec URL.
+    """The checkpoints of one run below `path`, a directory or an fsspec URL; none are kept where it is empty.
 
     Args:
         identity: what a checkpoint must have been written with to be loaded here (model, data, seed ...); JSON.
@@ -232,6 +232,8 @@ class Checkpointer:
         """
         if not self.generation:
             raise RuntimeError("call restore before save: it begins the generation that is written")
+        if not self.storage.kept:
+            return
         begun = time.perf_counter()
         self.close()
         current: dict[str, Tensor] = {name: t.detach().clone() if name in volatile else t.detach() for name, t in tensors.items()}

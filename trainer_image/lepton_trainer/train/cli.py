@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lepton_trainer.protocol import names
 from lepton_trainer.train import schema
-from lepton_trainer.train.config import TASKS, load
-from lepton_trainer.train.errors import TrainerError
+from lepton_trainer.train.config import TASKS, TaskConfig, load, parse
+from lepton_trainer.train.errors import TrainerError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lepton_trainer", description="The built-in trainer of Lepton training jobs.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train", help="train a configuration, alone or under torchrun")
-    command.add_argument("config", type=Path, help="a YAML file with one task")
+    command.add_argument("config", type=Path, nargs="?", help="a YAML file with one task; in a Lepton job, spec.trainer.builtin instead")
     commands.add_parser("tasks", help="list the tasks")
     command = commands.add_parser("explain", help="what a task's configuration may contain")
     command.add_argument("task", choices=sorted(TASKS))
@@ -41,15 +42,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _train(chosen.config)
 
 
-def _train(path: Path) -> int:
+def _config(path: Path | None) -> TaskConfig:
+    """Of the file, else of the job's `spec.trainer.builtin`."""
+    if path is not None:
+        return load(path)
+    if names.BUILTIN not in os.environ:
+        raise UserError(
+            "no configuration", where="train", instead="Write python -m lepton_trainer train FILE; `explain TASK` shows what may be in it"
+        )
+    return parse(json.loads(os.environ[names.BUILTIN]), "spec.trainer.builtin")
+
+
+def _train(path: Path | None) -> int:
     first = os.environ.get("RANK", "0") == "0"
     try:
-        config = load(path)
+        config = _config(path)
         from lepton_trainer.train.loop import train  # torch only once the file is known to be good
 
         result = train(config)
     except TrainerError as error:
-        if first:  # every rank raises the same
+        if first or names.JOB_UID in os.environ:  # every rank raises the same, and Lepton quotes whichever ended first
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if not first:

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from lepton_trainer.train.errors import UserError
 
 SCHEMA_VERSION = 1
-PRESETS = ("1M", "4M", "124M", "1.5B", "1B", "3B", "8B")
+RULES = "x-kubernetes-validations"
 
 
 class Section(BaseModel):
@@ -37,6 +37,31 @@ class Section(BaseModel):
             if nulls:
                 raise ValueError(f"{nulls[0]} has no value: leave the key out instead of writing null")
         return value
+
+
+def between(*rules: tuple[str, str]) -> ConfigDict:
+    """Rules between a section's settings as the API server judges them: (CEL, message). The models' own validators say the same."""
+    return ConfigDict(json_schema_extra={RULES: [{"rule": rule, "message": message} for rule, message in rules]})
+
+
+_PIPELINE = "parallelism.pipeline goes with data parallelism alone: write strategy ddp and tensor 1 beside it"
+_MUON = "optimizer.name muon needs whole matrices: use it with strategy ddp and tensor 1, or use adamw"
+_TOKENS = "data.tokenBytes is 2, which holds 65536 tokens at most: write 4, or a smaller vocabulary"
+_NO_LAYOUT = "parallelism.tensor and parallelism.pipeline must be 1 here: the CNN has no such layout; use ddp or fsdp"
+_SHARDS = "has(self.strategy) && self.strategy == 'fsdp' || has(self.tensor) && self.tensor > 1"
+_ALONE = (f"!has(self.pipeline) || self.pipeline == 1 || !({_SHARDS})", _PIPELINE)
+_WHOLE = (
+    "!has(self.optimizer) || !has(self.optimizer.name) || self.optimizer.name != 'muon' || !has(self.parallelism)"
+    f" || !({_SHARDS.replace('self.', 'self.parallelism.')})",
+    _MUON,
+)
+
+
+def _needs_path(built_in: str) -> tuple[str, str]:
+    return (
+        f"!has(self.source) || self.source == '{built_in}' || has(self.path) && self.path != ''",
+        f"data.path is missing: write the directory of the files, or source {built_in}",
+    )
 
 
 class Training(Section):
@@ -94,7 +119,7 @@ class Schedule(Section):
     """How the learning rate moves over the steps."""
 
     name: Literal["cosine", "wsd", "step", "constant"] = Field(
-        default="cosine", description="wsd: warm-up, stable, then a linear decay; step: times stepFactor at each of stepAt."
+        default="cosine", description="wsd: warm-up, stable, then a linear decay; step: times stepFactor after every stepEvery."
     )
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.05, description="Fraction of all steps in which the rate rises linearly from 0."
@@ -109,6 +134,8 @@ class Schedule(Section):
 
 class Parallelism(Section):
     """How the processes share the work; the result does not depend on it."""
+
+    model_config = between(_ALONE)
 
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
@@ -147,6 +174,8 @@ class Output(Section):
 class ImageData(Section):
     """Images and their classes."""
 
+    model_config = between(_needs_path("digits"))
+
     source: Literal["digits", "mnist", "folder"] = Field(
         default="digits",
         description="digits: scikit-learn's; mnist: IDX files in path; folder: path/train/CLASS/*.png and path/test/CLASS/*.png.",
@@ -184,6 +213,15 @@ class ResidualNetwork(Section):
 
 class TextData(Section):
     """Text, or tokens made from it before."""
+
+    model_config = between(
+        _needs_path("stdlib"),
+        (
+            "!has(self.source) || self.source != 'tokens' || !has(self.vocabulary) || self.vocabulary <= 65536"
+            " || has(self.tokenBytes) && self.tokenBytes == 4",
+            _TOKENS,
+        ),
+    )
 
     source: Literal["stdlib", "folder", "tokens"] = Field(
         default="stdlib",
@@ -247,6 +285,15 @@ class TextSchedule(Schedule):
 class ImageClassification(Section):
     """Which class an image belongs to, by a residual CNN."""
 
+    model_config = between(
+        _WHOLE,
+        (
+            "!has(self.parallelism) || (!has(self.parallelism.tensor) || self.parallelism.tensor == 1)"
+            " && (!has(self.parallelism.pipeline) || self.parallelism.pipeline == 1)",
+            _NO_LAYOUT,
+        ),
+    )
+
     data: ImageData = Field(default_factory=lambda: ImageData(), description="Images and their classes.")
     model: ResidualNetwork = Field(default_factory=lambda: ResidualNetwork(), description="The residual CNN.")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Part of the target given to all classes alike.")
@@ -262,13 +309,15 @@ class ImageClassification(Section):
         if self.data.source != "digits" and not self.data.path:
             raise ValueError(f"data.path is missing: source {self.data.source} needs the directory of its files")
         if self.parallelism.tensor > 1 or self.parallelism.pipeline > 1:
-            raise ValueError("parallelism.tensor and parallelism.pipeline must be 1 here: the CNN has no such layout; use ddp or fsdp")
+            raise ValueError(_NO_LAYOUT)
         _check_layout(self.optimizer, self.parallelism)
         return self
 
 
 class LanguageModeling(Section):
     """The next token of a text, by a decoder transformer."""
+
+    model_config = between(_WHOLE)
 
     data: TextData = Field(default_factory=lambda: TextData(), description="Text, or tokens made from it before.")
     model: DecoderTransformer = Field(default_factory=lambda: DecoderTransformer(), description="The decoder transformer.")
@@ -284,16 +333,16 @@ class LanguageModeling(Section):
         if self.data.source != "stdlib" and not self.data.path:
             raise ValueError(f"data.path is missing: source {self.data.source} needs the directory of its files")
         if self.data.source == "tokens" and self.data.token_bytes == 2 and self.data.vocabulary > 65_536:
-            raise ValueError("data.tokenBytes is 2, which holds 65536 tokens at most: write 4, or a smaller vocabulary")
+            raise ValueError(_TOKENS)
         _check_layout(self.optimizer, self.parallelism)
         return self
 
 
 def _check_layout(optimizer: Optimizer, parallelism: Parallelism) -> None:
     if parallelism.pipeline > 1 and (parallelism.strategy == "fsdp" or parallelism.tensor > 1):
-        raise ValueError("parallelism.pipeline goes with data parallelism alone: write strategy ddp and tensor 1 beside it")
+        raise ValueError(_PIPELINE)
     if optimizer.name == "muon" and (parallelism.strategy == "fsdp" or parallelism.tensor > 1):
-        raise ValueError("optimizer.name muon needs whole matrices: use it with strategy ddp and tensor 1, or use adamw")
+        raise ValueError(_MUON)
 
 
 TaskConfig = ImageClassification | LanguageModeling

@@ -1,7 +1,8 @@
 """What can go wrong through no fault of the code, said so that the reader can act on it.
 
-A `UserError` is a mistake that the user mends: it ends the program with exit code 2 and one message, never a traceback. The others
-end it with exit code 1. Nothing here is raised for a bug of our own.
+A `UserError` is a mistake that the user mends: it ends the program with exit code 2 and one message, never a traceback; Lepton fails
+the job at once, because a restart would meet the same. The others end it with exit code 1 and are tried again. Nothing here is raised
+for a bug of our own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,20 @@ class UserError(TrainerError):
 
 class NonFiniteLoss(TrainerError):
     """The loss or the gradient became NaN or infinite; no checkpoint was written after the last finite one."""
+
+
+class Unfit(UserError):
+    """The configuration does not go with so many processes; a group that grows again may be right, so this is tried again."""
+
+    exit_code = 1
+
+
+class OutOfMemory(Unfit):
+    """The device's memory did not hold a pass; on more processes it might."""
+
+
+class Unreachable(TrainerError):
+    """The place of the checkpoints, or of data, does not answer; it may later."""
 
 
 class Fenced(TrainerError):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lepton_trainer.protocol import names
 from lepton_trainer.train import optim, parallel, pipeline, ranks, schedule, tasks
 from lepton_trainer.train.checkpoint import Checkpointer
 from lepton_trainer.train.config import ImageClassification, TaskConfig
 from lepton_trainer.train.data.feed import Batch, Feed
 from lepton_trainer.train.data.order import portions, share
-from lepton_trainer.train.errors import NonFiniteLoss, UserError
+from lepton_trainer.train.errors import NonFiniteLoss, OutOfMemory
 from lepton_trainer.train.parallel import Engine
 from lepton_trainer.train.pipeline import PipelineEngine
 from lepton_trainer.train.ranks import Place
@@ -84,23 +87,23 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     engine.warm()
 
     # Where it is written, and from where it goes on.
-    path = config.checkpoint.path or checkpoint_dir() or f"runs/{_name(config)}"
-    output = Path(config.output.directory or (path if "://" not in path else f"runs/{_name(config)}"))
+    path, output = places(config)
     journal = Journal(place.rank, output, task.metric, total_steps, config.output.plots)
     identity = {**task.identity, "task": _name(config), "seed": settings.seed, "optimizer": config.optimizer.name, "ema": bool(average)}
     checkpoints = Checkpointer(path, json.loads(json.dumps(identity)), config.checkpoint.keep, journal.event)
     tensors = {f"model.{name}": t for name, t in engine.model.state_dict().items()}
-    names = {id(parameter): name for name, parameter in engine.named.items()}
-    tensors |= {f"optimizer.{name}": t for name, t in optim.state_tensors(optimizers, names).items()}
+    called = {id(parameter): name for name, parameter in engine.named.items()}
+    tensors |= {f"optimizer.{name}": t for name, t in optim.state_tensors(optimizers, called).items()}
     tensors |= {f"average.{name}": t for name, t in average.shadow.items()} if average else {}
     volatile = frozenset(f"model.{name}" for name in engine.buffers)
     facts = checkpoints.restore(tensors) or {"step": 0, "consumed": 0, "best": None, "worse": 0}
     step, consumed, best, worse = facts["step"], facts["consumed"], facts["best"], facts["worse"]
     journal.resume(step)
     ledger = _ledger(config, output, engine, checkpoints)
-    if place.rank == 0:
-        for note in task.notes:
-            journal.event("Data", note)
+    for note in task.notes:
+        journal.event("Data", note)
+    if not path:
+        journal.event("NoCheckpoints", "the job names no claim (spec.checkpoint.claimName): nothing is kept, a restart begins anew")
 
     devices = peak_of(torch.cuda.get_device_name(place.device)) * place.world if place.device.type == "cuda" else 0.0
     throughput = Throughput(time.perf_counter(), task.tokens, task.flops, devices)
@@ -235,7 +238,7 @@ def judge(value: float, best: float | None, worse: int, mode: str) -> tuple[floa
     return (value, 0) if better else (best, worse + 1)
 
 
-def out_of_memory(config: TaskConfig, place: Place, error: BaseException) -> UserError:
+def out_of_memory(config: TaskConfig, place: Place, error: BaseException) -> OutOfMemory:
     """What to lower, by how much, when the device's memory was not enough."""
     share_of_batch = math.ceil(config.training.global_batch / place.world)
     most = config.training.micro_batch or share_of_batch
@@ -245,9 +248,21 @@ def out_of_memory(config: TaskConfig, place: Place, error: BaseException) -> Use
         else "Write a smaller model, precision: bf16, or parallelism.strategy: fsdp on more processes"
     )
     text = str(error).splitlines()[0]
-    return UserError(
+    return OutOfMemory(
         f"out of memory at {most} samples per pass ({text})", where=f"rank {place.rank}", instead=f"{advice}; the result stays the same"
     )
+
+
+def places(config: TaskConfig) -> tuple[str, Path]:
+    """Where checkpoints go, empty for nowhere, and where everything else goes.
+
+    A job without a claim keeps none: its workers share no directory. What it says beside them goes to the machine's temporary directory,
+    because the working directory of a pod cannot be written.
+    """
+    job = os.environ.get(names.JOB_UID, "")
+    aside = Path(tempfile.gettempdir(), f"lepton-{job}-output") if job else Path("runs", _name(config))
+    path = config.checkpoint.path or checkpoint_dir() or ("" if job else str(aside))
+    return path, Path(config.output.directory or (path if path and "://" not in path else aside))
 
 
 def _ledger(config: TaskConfig, output: Path, engine: Engine, checkpoints: Checkpointer) -> Any:

@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from lepton_trainer.train.config import Parallelism
-from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.errors import Unfit, UserError
 from lepton_trainer.train.models.transformer import Transformer
 from lepton_trainer.train.ranks import Place
 
@@ -46,11 +46,11 @@ def layout(settings: Parallelism, world: int, parameters: int, memory: int) -> L
         parameters: of the model; with fp32 weights, gradients and two moments each takes 16 bytes.
         memory: bytes of one device; 0 means that it does not matter.
     Raises:
-        UserError: the world cannot be divided so.
+        Unfit: the world cannot be divided so.
     """
     inner = settings.tensor * settings.pipeline
     if world % inner:
-        raise UserError(
+        raise Unfit(
             f"tensor {settings.tensor} x pipeline {settings.pipeline} does not divide {world} processes",
             where="parallelism",
             instead=f"Start a multiple of {inner} processes, or lower them",

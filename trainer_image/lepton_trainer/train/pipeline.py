@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from lepton_trainer.train.config import Training
-from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.errors import Unfit, UserError
 from lepton_trainer.train.models.transformer import Transformer
 from lepton_trainer.train.parallel import Engine, Layout, Loss, blocks
 from lepton_trainer.train.ranks import Place
@@ -130,17 +130,17 @@ def micro_batch(settings: Training, chosen: Layout) -> int:
     """Samples of a micro-batch: as the settings say, else as small as makes at most two micro-batches per stage.
 
     Raises:
-        UserError: the global batch cannot be split into equal micro-batches.
+        Unfit: the global batch cannot be split into equal micro-batches.
     """
     if settings.global_batch % chosen.data:
-        raise UserError(
+        raise Unfit(
             f"globalBatch {settings.global_batch} cannot be split evenly over {chosen.data} pipelines",
             where="training",
             instead=f"Write a multiple of {chosen.data}",
         )
     share = settings.global_batch // chosen.data
     if settings.micro_batch and share % settings.micro_batch:
-        raise UserError(
+        raise Unfit(
             f"microBatch {settings.micro_batch} does not divide the {share} samples of each pipeline",
             where="training",
             instead="With pipeline all micro-batches are equal",

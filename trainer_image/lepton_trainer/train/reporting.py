@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from lepton_trainer.report import checkpoint_dir, report, should_stop
 from lepton_trainer.train import plots, ranks
+from lepton_trainer.train.errors import UserError
 from lepton_trainer.train.progress import Progress
 from lepton_trainer.train.throughput import Rates
 
@@ -81,7 +82,12 @@ class Journal:
         self._plot: threading.Thread | None = None
         self._counts: dict[str, int] = {}
         if self.active:
-            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"cannot be made: {error.strerror}", where=str(directory), instead="Write another output.directory"
+                ) from None
 
     def resume(self, step: int) -> None:
         """Go on after `step`: what was written of later steps by a run that was interrupted is dropped."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lepton_trainer.train.config import TASKS
+from lepton_trainer.train.config import RULES, TASKS
 
 
 def of(task: str) -> dict[str, Any]:
@@ -17,6 +17,26 @@ def of(task: str) -> dict[str, Any]:
     definitions = schema.pop("$defs", {})
     result: dict[str, Any] = _inline(schema, definitions)
     return result
+
+
+def structural(task: str) -> dict[str, Any]:
+    """The same as a structural schema of Kubernetes: exclusive bounds as flags, defaults in the descriptions, unknown keys left to the API
+    server's strictness, and the rules between settings (CEL) where a group has some."""
+
+    def walk(node: dict[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = {key: node[key] for key in ("type", "enum", "maxLength", "minimum", "maximum") if key in node}
+        for bound in ("Minimum", "Maximum"):
+            if f"exclusive{bound}" in node:
+                kept |= {bound.lower(): node[f"exclusive{bound}"], f"exclusive{bound}": True}
+        told = {"description": node["description"]}
+        if RULES in node:
+            kept[RULES] = node[RULES]
+        if "properties" in node:
+            return told | kept | {"properties": {name: walk(item) for name, item in node["properties"].items()}}
+        default = _default(node)
+        return kept | {"description": f"{node['description']} Default {default}." if default != '""' else node["description"]}
+
+    return walk(of(task))
 
 
 def fields(task: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -61,6 +81,8 @@ def kind(item: dict[str, Any]) -> str:
 
 def _default(item: dict[str, Any]) -> str:
     value = item["default"]
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else '""' if value == "" else str(value)
 
 
@@ -72,4 +94,8 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[-1]]
         node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
-    return {key: _inline(value, definitions) for key, value in node.items() if key != "title" or isinstance(value, dict)}
+    return {
+        key: value if key == RULES else _inline(value, definitions)
+        for key, value in node.items()
+        if key != "title" or isinstance(value, dict)
+    }

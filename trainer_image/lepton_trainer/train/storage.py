@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from lepton_trainer.train.errors import TrainerError, UserError
+from lepton_trainer.train.errors import Unreachable, UserError
 
 
 class Storage(Protocol):
-    """Paths are relative to the place, with `/`. A file that is missing or damaged is an OSError, a place that is gone a TrainerError."""
+    """Paths are relative to the place, with `/`. A file that is missing or damaged is an OSError, a place that is gone an Unreachable."""
 
     where: str
+    kept: bool
+    """False for no place at all: nothing is ever saved there."""
     shared: bool
     """True where a process sees the files that another one wrote without fetching them."""
 
@@ -53,6 +55,7 @@ class Storage(Protocol):
 class LocalStorage:
     """A directory; also a mounted claim that all processes share."""
 
+    kept = True
     shared = True
 
     def __init__(self, base: Path) -> None:
@@ -118,9 +121,22 @@ class LocalStorage:
         return shutil.disk_usage(self.base).free
 
 
+class Nowhere(LocalStorage):
+    """No place at all, for a job without checkpoints: empty, and whatever is created is forgotten."""
+
+    kept = False
+
+    def __init__(self) -> None:
+        self.base, self.where = Path(os.devnull), "nowhere"
+
+    def create(self, path: str, content: bytes) -> bool:
+        return True
+
+
 class RemoteStorage:
     """Any object store that fsspec knows by its URL; conditional creation must be supported there (S3's If-None-Match is)."""
 
+    kept = True
     shared = False
 
     def __init__(self, url: str) -> None:
@@ -137,7 +153,7 @@ class RemoteStorage:
         except (ImportError, ValueError) as error:
             raise UserError(str(error), where=url, instead="Write a directory or s3://bucket/prefix as checkpoint.path") from None
         except Exception as error:
-            raise UserError(
+            raise Unreachable(
                 f"cannot be reached: {type(error).__name__}: {error}",
                 where=url,
                 instead="See that the endpoint (AWS_ENDPOINT_URL), the credentials and the bucket are right",
@@ -170,7 +186,7 @@ class RemoteStorage:
             if "checksum" in type(error).__name__.lower():
                 raise OSError(f"the store's own checksum is wrong: {error}") from None
             what = f"{path} cannot be read: {type(error).__name__}: {error}"
-            raise TrainerError(what, where=self.where, instead="See that the endpoint is there, and start again") from None
+            raise Unreachable(what, where=self.where, instead="See that the endpoint is there, and start again") from None
 
     def create(self, path: str, content: bytes) -> bool:
         try:
@@ -207,9 +223,12 @@ class RemoteStorage:
 
 
 def open_storage(path: str) -> Storage:
-    """The storage of a directory or a URL.
+    """The storage of a directory or a URL; of nothing where the path is empty.
 
     Raises:
-        UserError: it cannot be made or reached.
+        UserError: it cannot be made, or is no such place.
+        Unreachable: it does not answer.
     """
+    if not path:
+        return Nowhere()
     return RemoteStorage(path) if "://" in path else LocalStorage(Path(path).expanduser().absolute())

@@ -1,4 +1,5 @@
-"""Prepared data, kept by the hash of what it was made from, made once per machine and job however many processes ask.
+"""Prepared data, kept by the hash of what it was made from, made once per job however many processes ask, and where it has no claim, once
+per machine.
 
 The first process takes a lock and prepares; the others wait and map the same files. A directory appears by one rename, so it is
 either whole or not there.
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_trainer.protocol import names
+from lepton_trainer.report import checkpoint_dir
 from lepton_trainer.train.errors import UserError
 
 _FORMAT = 1
@@ -28,14 +31,23 @@ Prepared = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 
 
 def root() -> Path:
-    """Where prepared data is kept: LEPTON_CACHE, else the user's cache directory, else the temporary one.
+    """Where prepared data is kept: LEPTON_CACHE, else beside the job's checkpoints, where all its workers find it, else the user's cache
+    directory, else the temporary one.
 
     Raises:
         UserError: the place cannot be written.
     """
-    named = os.environ.get("LEPTON_CACHE")
+    named, checkpoints = os.environ.get(names.CACHE), checkpoint_dir()
     home = os.environ.get("XDG_CACHE_HOME") or (str(Path.home() / ".cache") if os.environ.get("HOME") else "")
-    places = [Path(named)] if named else [Path(home) / "lepton" if home else None, Path(tempfile.gettempdir()) / f"lepton-{os.getuid()}"]
+    places = (
+        [Path(named)]
+        if named
+        else [
+            Path(checkpoints).parent / "cache" if checkpoints else None,
+            Path(home) / "lepton" if home else None,
+            Path(tempfile.gettempdir()) / f"lepton-{os.getuid()}",
+        ]
+    )
     for place in places:
         if place is None:
             continue
@@ -46,7 +58,9 @@ def root() -> Path:
         if os.access(place / "data", os.W_OK):
             return place
     raise UserError(
-        "the cache for prepared data cannot be written", where=str(places[0]), instead="Set LEPTON_CACHE to a directory that can be"
+        "the cache for prepared data cannot be written",
+        where=str(places[0] or places[-1]),
+        instead="Set LEPTON_CACHE to a directory that can be",
     )
 
 

@@ -8,11 +8,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lepton_trainer.train.data.order import Int64s, Order, share
 from lepton_trainer.train.tasks import Task
+
+ORDERED = 1024
+"""Positions whose samples are looked up at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +72,29 @@ class Feed:
             except queue.Empty:
                 continue
 
-    def batch(self, start: int, stop: int) -> Batch:
-        """This process's share of the positions [start, stop)."""
-        first, last = share(start, stop, self.rank, self.world)
-        epochs, indices = self.order.at(first, last)
-        inputs, targets = self.task.batch(epochs, indices)
-        if self._pin:
-            inputs, targets = inputs.pin_memory(), targets.pin_memory()
-        return Batch(start, stop, epochs, indices, inputs, targets)
+    def _batches(self, starts: range) -> Iterator[Batch]:
+        """This process's shares of the global batches that begin at `starts`, looked up together and made one after the other."""
+        bounds = [(start, min(start + self.global_batch, self.end)) for start in starts]
+        shares = [share(start, stop, self.rank, self.world) for start, stop in bounds]
+        epochs, indices = self.order.where(np.concatenate([np.arange(*mine, dtype=np.int64) for mine in shares]))
+        done = 0
+        for (start, stop), (first, last) in zip(bounds, shares, strict=True):
+            mine = slice(done, done + last - first)
+            done = mine.stop
+            inputs, targets = self.task.batch(epochs[mine], indices[mine])
+            if self._pin:
+                inputs, targets = inputs.pin_memory(), targets.pin_memory()
+            yield Batch(start, stop, epochs[mine], indices[mine], inputs, targets)
 
     def _produce(self) -> None:
         try:
-            for start in range(self.start, self.end, self.global_batch):
-                if self._closed.is_set():
-                    return
-                self._queue.put(self.batch(start, min(start + self.global_batch, self.end)))
+            starts = range(self.start, self.end, self.global_batch)
+            together = max(1, ORDERED * self.world // self.global_batch)
+            for at in range(0, len(starts), together):
+                for batch in self._batches(starts[at : at + together]):
+                    if self._closed.is_set():
+                        return
+                    self._queue.put(batch)
             self._queue.put(None)
         except BaseException as error:
             self._queue.put(error)

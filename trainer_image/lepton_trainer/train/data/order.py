@@ -78,7 +78,10 @@ class Order:
 
     def at(self, start: int, stop: int) -> tuple[Int64s, Int64s]:
         """Epochs and sample indices at the positions [start, stop), each of shape [stop - start]."""
-        positions = np.arange(start, stop, dtype=np.int64)
+        return self.where(np.arange(start, stop, dtype=np.int64))
+
+    def where(self, positions: Int64s) -> tuple[Int64s, Int64s]:
+        """Epochs and sample indices at `positions`, each of their shape [n]; a thousand at once cost hardly more than ten."""
         epochs, offsets = positions // self.size, positions % self.size
         return epochs, shuffled(self.seed, epochs, offsets, self.size)
 
