@@ -149,6 +149,8 @@ def test_connections_cut_between_agents_and_coordinator_disturb_no_training(trai
         job.steps_on(by=50)
     undisturbed(job, before)
     assert job.status()["restarts"]["total"] == 0
+    for name in agents:
+        eventually(lambda name=name: "connected to the coordinator again" in job.logs(name), 30)
     heals(job, 2)
     status = job.complete()
     assert status["restarts"]["total"] == 1 and status["lastFailure"]["signal"] == 9
