@@ -33,7 +33,7 @@ lint: setup ## ruff, mypy, import contracts
 	@PYTHONPATH=operator:trainer_image $(BIN)/lint-imports
 
 test: setup ## everything, from a bare machine: lint, unit tests, local mode, the real cluster
-	@$(BIN)/python tests/run.py
+	@$(BIN)/python -m tests.run
 
 test-unit: setup ## the unit tests: under a minute, no cluster
 	@$(BIN)/python -m pytest -q tests/unit

@@ -149,6 +149,7 @@ async def run(jobs: int, size: int, turns: int, nodes: int, output: Path | None)
             rates["bare"].append(await bare(api, inside, namespace, jobs * size))
             rates["operator"].append(await hundred_jobs(api, inside, namespace, jobs, size))
             print(f"{turn + 1}: bare {rates['bare'][-1]:.0f} pods/s, operator {rates['operator'][-1]:.0f} pods/s", file=sys.stderr)
+        await api.close()
     finally:
         installation.uninstall()
         kubectl("delete", "namespace", namespace, system, "--wait=false")

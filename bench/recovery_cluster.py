@@ -115,9 +115,7 @@ def _is_rank(pid: int) -> bool:
     except OSError:
         return False
     script = any(part.endswith(b"train.py") for part in command)
-    agent = (
-        b"-m" in command or any(b"lepton_trainer" in part for part in command) or any(b"torch.distributed.run" in part for part in command)
-    )
+    agent = b"-m" in command or any(b"lepton_trainer" in part or part.endswith(b"stock.py") for part in command)
     return ("report-" in maps and "libtorch" in maps) or (script and not agent)
 
 
@@ -182,14 +180,16 @@ def stock(kubectl: Kubectl, image: str, folder: Path, number: int, say: Callable
 
 
 def _bare_pod(name: str, index: int, image: str) -> Json:
+    # Without its own address torchrun tells the others its short host name, which they cannot resolve.
     arguments = [
+        "--local-addr=$(POD_IP)",
         "--nnodes=2:3",
         "--nproc-per-node=1",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={name}-0.{name}:29400",
         "--max-restarts=100",
     ]
-    command = ["python3", "-m", "torch.distributed.run", *arguments, f"--rdzv-id={name}", "train.py", "/checkpoints"]
+    command = ["python3", "stock.py", *arguments, f"--rdzv-id={name}", "train.py", "/checkpoints"]
     container = {
         "name": "trainer",
         "image": image,

@@ -183,6 +183,7 @@ async def run(number: int, output: Path | None) -> None:
                 rows["lepton"].append(ours)
                 rows["torchrun"].append(stock)
             print(f"{turn:3}  lepton {ours['step']:.2f} s   torchrun {stock['step']:.2f} s", file=sys.stderr)
+        await api.close()
     finally:
         installation.uninstall()
         kubectl("delete", "namespace", namespace, system, "--wait=false")

@@ -139,8 +139,7 @@ def _ask(metrics: prometheus.Prometheus) -> list[tuple[str, str]]:
 
 
 def _logs() -> str:
-    pods = _kubectl("get", "pods", "-l", f"training.lepton.ai/job-name={JOB}", "-o", "name").split()
-    return "\n".join(_kubectl("logs", pod) for pod in pods)
+    return _kubectl("logs", "-l", f"training.lepton.ai/job-name={JOB}", "--tail=-1", "--ignore-errors", "--prefix=false")
 
 
 def _worker(index: int) -> str:

@@ -28,7 +28,7 @@ class Config:
     workers: int
     kubeconfig: str
     pod_name: str
-    pod_ip: str
+    pod_ips: tuple[str, ...]  # one of each address family that the pod has
     in_pod: bool  # `pod_name` is that of a pod
 
     @property
@@ -70,8 +70,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
     for option, value in (("--namespace", given.namespace), ("--trainer-image", given.trainer_image)):
         if not value:
             parser.error(f"{option} is required" + (" (or the variable POD_NAMESPACE)" if option == "--namespace" else ""))
-    pod_ip = environment.get("POD_IP", "")
-    if not pod_ip:
+    pod_ips = tuple(filter(None, environment.get("POD_IPS", "").split(","))) or tuple(filter(None, [environment.get("POD_IP", "")]))
+    if not pod_ips:
         parser.error("the variable POD_IP is required: the address under which agents reach this replica")
     return Config(
         namespace=given.namespace,
@@ -90,7 +90,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
         workers=given.workers,
         kubeconfig=given.kubeconfig,
         pod_name=environment.get("POD_NAME") or f"lepton-operator-{os.getpid()}",
-        pod_ip=pod_ip,
+        pod_ips=pod_ips,
         in_pod="POD_NAME" in environment,
     )
 

@@ -3,6 +3,7 @@
 A job's series end with the job, and on a replica that does not lead there are none. docs/metrics.md lists them all; a test compares.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
@@ -16,6 +17,7 @@ from lepton_operator.reconciler import JobSummary
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 JOB = ["namespace", "job_name"]
+REMEMBERED_SECONDS = 600.0
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0)
 
 
@@ -85,6 +87,28 @@ def _add(families: dict[str, Metric], job: JobSummary) -> None:
     put("recomputed", job.account.recomputed_steps)
     put("generation", job.generation)
     put("info", 1, job.state)
+
+
+class Deletions:
+    """Each replica sees a job's deletion, and whoever leads counts it. Those that nobody counted, because its leader was dead, the next
+    leader counts: it keeps in mind what it saw while it stood by."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._uncounted: deque[tuple[float, int]] = deque()  # (mono, jobs)
+
+    def seen(self, number: int, *, leads: bool, mono: float) -> None:
+        if leads:
+            self._counter.inc(number)
+            return
+        self._uncounted.append((mono, number))
+        while mono - self._uncounted[0][0] > REMEMBERED_SECONDS:
+            self._uncounted.popleft()
+
+    def led_from_here(self, since: float) -> None:
+        """This process leads now; `since` (mono) was the last sign of a leader."""
+        self._counter.inc(sum(number for at, number in self._uncounted if at > since))
+        self._uncounted.clear()
 
 
 def _count(counts: Callable[[], Mapping[str, int]], kind: str) -> float:

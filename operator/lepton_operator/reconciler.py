@@ -75,9 +75,19 @@ class _Entry:
     rejection: Rejection | None = None
     said: str = ""  # the last complaint about a job that cannot be served
     service: bool = False
+    open: bool = True  # its end is still to be counted; False: it was finished when this process began to decide for it
     status: Status = field(default_factory=Status)  # as it was last written, or read from `read`
     read: Json | None = None
     summary: JobSummary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What this process has told of a job while it led before: its counters go on from there."""
+
+    counters: goodput.Counters
+    account: goodput.Account
+    open: bool
 
 
 class Reconciler:
@@ -97,14 +107,21 @@ class Reconciler:
         self._claimant_gone = claimant_gone
         self._on_finished = on_finished
         self._entries: dict[str, _Entry] = {}
+        self._shown: dict[str, _Shown] = {}  # by the job's UID, until it is looked at again
         self._background: set[asyncio.Task[None]] = set()
         self._plain: dict[str, float] = {}  # jobs whose whole status was refused -> mono until when it is not tried again
         self._failures: dict[str, int] = {}  # in a row
         self._missed: frozenset[tuple[str, str]] = frozenset()  # (job, worker UID): who dropped when all did
         self.leading_since = clock().mono
 
-    def lead(self) -> None:
-        """This process begins to decide: what it remembers from before is worth nothing."""
+    def lead(self, *, continued: bool = False) -> None:
+        """This process begins to decide: what it remembers from before is worth nothing, but its counters must not go back.
+
+        `continued`: nobody else has led since it did, so what the agents have reported meanwhile is counted nowhere else."""
+        for entry in self._entries.values():
+            counters = entry.memory.counters if continued else entry.memory.counters.from_here()
+            account = replace(entry.memory.account, current="")
+            self._shown[entry.uid] = _Shown(counters, account, entry.open and continued)
         self._entries.clear()
         self._plain.clear()
         self._failures.clear()
@@ -145,13 +162,23 @@ class Reconciler:
             job = self._substrate.job(key)
         except JobError as error:
             return await self._refuse(key, error)
+        entry = self._entries.get(key)
+        if entry is not None and (job is None or job.deleting or job.uid != entry.uid):
+            self._count_end(entry, gone=True)
         if job is None or job.deleting:
             self.forget(key)
             return None
-        entry = self._entries.get(key)
         if entry is None or entry.uid != job.uid:
-            entry = self._entries[key] = _Entry(job.uid)
+            entry = self._entries[key] = self._new_entry(job)
         return await self._step(key, job, entry)
+
+    def _new_entry(self, job: Job) -> _Entry:
+        status, shown = read_status(job.status), self._shown.pop(job.uid, None)
+        entry = _Entry(job.uid, open=not conditions.is_true(status.conditions, conditions.FINISHED))
+        if shown is not None:
+            entry.memory = Memory(counters=shown.counters, account=shown.account)
+            entry.open = entry.open or shown.open
+        return entry
 
     async def _refuse(self, key: str, error: JobError) -> float | None:
         """A job that cannot be read gets a condition and an event, once; what it runs already is left alone."""
@@ -197,7 +224,6 @@ class Reconciler:
             except Rejected as error:
                 log.error("status refused: %s", error.message, extra={"job": key})
                 return REJECTED_STATUS_SECONDS
-            self._note_end(job, decided.status)
             job = self._substrate.job(key) or job
         # A scrape may have counted on while the status was written: counters never go back.
         counters = decided.memory.counters if entry.memory is before else entry.memory.counters
@@ -289,16 +315,20 @@ class Reconciler:
             if agent.uid not in alive and not agent.connected:
                 self._coordinator.forget(key, agent.uid, agent.boot)
 
-    def _note_end(self, job: Job, after: Status) -> None:
-        for kind, result in ((conditions.COMPLETE, "complete"), (conditions.FAILED, "failed")):
-            if conditions.is_true(after.conditions, kind) and not conditions.is_true(read_status(job.status).conditions, kind):
-                self._on_finished(result)
+    def _count_end(self, entry: _Entry, *, gone: bool = False) -> None:
+        """Counts a job's end once, whether or not the answer to the write that ended it arrived; `gone`: deleted, perhaps before that."""
+        found = entry.status.conditions
+        ended = conditions.is_true(found, conditions.COMPLETE) or conditions.is_true(found, conditions.FAILED)
+        if entry.open and (conditions.is_true(found, conditions.FINISHED) or (gone and ended)):
+            entry.open = False
+            self._on_finished("complete" if conditions.is_true(found, conditions.COMPLETE) else "failed")
 
     def _summarise(self, job: Job, entry: _Entry, written: Status | None) -> None:
         if written is not None:
             entry.status, entry.read = written, None
         elif entry.read is not job.status:
             entry.status, entry.read = read_status(job.status), job.status
+        self._count_end(entry)
         status = entry.status
         entry.summary = JobSummary(
             namespace=job.namespace,
@@ -326,7 +356,7 @@ class Reconciler:
         counted = counters.speaker(agents)
         if counted is None:
             return summary
-        first = counters.source == ("", "") and entry.status.progress.step is None  # else an earlier leader has counted
+        first = counters.fresh and entry.status.progress.step is None  # else an earlier leader has counted
         counters, speaker = counters.observe(counted, fresh=first), agents[0]
         entry.memory = replace(entry.memory, counters=counters)
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss

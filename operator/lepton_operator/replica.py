@@ -18,7 +18,7 @@ from lepton_operator import clock
 from lepton_operator.config import Config
 from lepton_operator.constants import lease_name
 from lepton_operator.coordinator.link import CoordinatorLink
-from lepton_operator.metrics import Metrics
+from lepton_operator.metrics import Deletions, Metrics
 from lepton_operator.pods.api import AlreadyExists, Api, Expired, load_configuration
 from lepton_operator.pods.authority import AuthorityError, AuthoritySecret, LeafFiles
 from lepton_operator.pods.blocking_api import BlockingApi
@@ -44,6 +44,8 @@ NOT_LEADING_SECONDS = 0.5
 """A renewal that comes just after its deadline ends no leadership: what was due in the gap is looked at after it."""
 IDENTITY_SECONDS = 600.0
 """How often the CA's Secret and the age of the leaf are looked at."""
+INTRODUCE_SECONDS = 15.0
+"""How often it is seen to that workers know the coordinator and its CA; where they do it costs no request."""
 STOP_SECONDS = 1.5
 FAILURES = (AlreadyExists, Conflict, Expired, Gone, Rejected, Unavailable, AuthorityError)
 
@@ -57,6 +59,8 @@ class Replica:
         self._cache = Cache()
         self._queue = WorkQueue()
         self._stopping = asyncio.Event()
+        self._deletions = Deletions(self._metrics.deleted)
+        self._term: int | None = None  # of the Lease when this process last began to lead
         self._deadline = 0.0  # clock.mono, of the last renewal; 0: another leads
         self._leading: asyncio.Task[None] | None = None
         self._authority: Authority | None = None
@@ -95,7 +99,7 @@ class Replica:
         )
         self._substrate = ClusterSubstrate(api, self._cache, defaults, config.pod_name)
         self._secret = AuthoritySecret(api, config.namespace, config.ca_secret)
-        self._leaf = LeafFiles([config.coordinator_host, f"{config.coordinator_host}.cluster.local", config.pod_ip])
+        self._leaf = LeafFiles([config.coordinator_host, f"{config.coordinator_host}.cluster.local", *config.pod_ips])
         self._keys = SigningKeys(api, self._take_keys)
         self._claimants = Claimants(api, config.manager, self._look_at_all)
         self._diagnosis = Diagnosis(api, self._cache, self._changed)
@@ -105,7 +109,7 @@ class Replica:
             api,
             namespace=config.namespace,
             service=config.coordinator_service,
-            address=config.pod_ip,
+            addresses=config.pod_ips,
             port=config.coordinator_port,
             leading=lambda: self.leads,
             pod=config.pod_name if config.in_pod else "",
@@ -173,8 +177,7 @@ class Replica:
             self._queue.add(key)
 
     def _deleted(self, number: int) -> None:
-        if self.leads:
-            self._metrics.deleted.inc(number)
+        self._deletions.seen(number, leads=self.leads, mono=clock.mono())
 
     def _look_at_all(self) -> None:
         self._changed(frozenset(self._cache.keys()))
@@ -191,6 +194,7 @@ class Replica:
 
     def _acquired(self) -> None:
         self._identity_wanted.set()
+        self._deletions.led_from_here(self._lease.unled_since)
         self._leading = self._part(self._lead())
         self._leading.add_done_callback(self._leading_ended)
 
@@ -248,7 +252,7 @@ class Replica:
         elif files is not None:
             await self._start_coordinator(
                 CoordinatorLink(
-                    listen=("::" if ":" in self._config.pod_ip else "0.0.0.0", self._config.coordinator_port),
+                    listen=("::" if any(":" in ip for ip in self._config.pod_ips) else "0.0.0.0", self._config.coordinator_port),
                     tls=files,
                     on_change=self._queue.add,
                     on_keys_wanted=self._keys.wanted,
@@ -258,7 +262,7 @@ class Replica:
         self._authority = authority
         self._identified.set()
         if self.leads:
-            await self._substrate.trust(authority.bundle, self._config.manager)
+            await self._substrate.introduce(authority.bundle, self._config.manager)
 
     async def _start_coordinator(self, link: CoordinatorLink) -> None:
         await link.start()
@@ -283,11 +287,19 @@ class Replica:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._endpoint.run(), name="endpoint")
             group.create_task(self._diagnosis.run(), name="diagnosis")
-            group.create_task(self._substrate.trust(self._authority.bundle, self._config.manager), name="trust")
-            self._reconciler.lead()
+            group.create_task(self._introduce(), name="introduce")
+            self._reconciler.lead(continued=self._lease.term == self._term)
+            self._term = self._lease.term
             self._listener.relist_soon()
             self._look_at_all()
             await self._queue.run(self._config.workers, self._look, self._metrics.queueing.observe)
+
+    async def _introduce(self) -> None:
+        """The workers of a job that was just taken over know the coordinator of the installation that is gone."""
+        while True:
+            assert self._authority is not None
+            await self._substrate.introduce(self._authority.bundle, self._config.manager)
+            await asyncio.sleep(INTRODUCE_SECONDS)
 
     async def _look(self, key: str) -> float | None:
         if not self.leads or self._reconciler is None:

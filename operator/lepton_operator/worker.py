@@ -49,7 +49,8 @@ class Worker:
     result: str = ""  # the agent's termination message (JSON of protocol.result), empty when there is none
     started: float = 0.0  # unix seconds, of the agent's container
     template: str = ""  # digest of the pod spec it was made from
-    ended: float = 0.0
+    ended: float = 0.0  # unix seconds, of the agent's container
+    lingering: bool = False  # the agent's container has ended, but its pod runs on: a sidecar keeps it
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ def test_the_service_account_may_do_what_the_operator_does_and_no_more(helm: Hel
             ("update leases/lepton.training.lepton.ai", namespace),
             ("create endpointslices", namespace),
             ("update endpointslices/lepton-coordinator-leader", namespace),
+            ("update endpointslices/lepton-coordinator-leader-ipv6", namespace),
             ("create tokenreviews", "default"),
             ("patch secrets/lepton-coordinator-ca", namespace),
         ):

@@ -89,7 +89,7 @@ def test_after_sigkill_of_everything_up_brings_the_same_cluster_with_its_pods_ba
 
         eventually(runs_again, timeout=60)
     finally:
-        kubectl("delete", "pod", "lasting", "--wait=false")
+        kubectl("delete", "pod", "lasting", "--wait=true", "--timeout=30s")
 
 
 def test_down_leaves_no_process_mount_link_chain_or_cgroup(kubectl: Kubectl) -> None:
@@ -124,6 +124,18 @@ def test_a_named_kubeconfig_that_does_not_answer_is_refused_with_its_path_and_le
     assert str(broken) in up.stderr and "does not answer" in up.stderr and "--local" in up.stderr
     down = subprocess.run([*command, "down"], cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
     assert down.returncode == 0 and "not ours" in down.stderr
+
+
+def test_a_named_kubeconfig_that_answers_is_used_and_never_taken_down(kubectl: Kubectl, tmp_path: Path) -> None:
+    named = tmp_path / "kubeconfig"
+    shutil.copy(places.KUBECONFIG, named)
+    environment = {**os.environ, "LEPTON_KUBECONFIG": str(named)}
+    for command, words in (("up", str(named)), ("down", "not ours")):
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster", command], cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and words in done.stdout + done.stderr, done.stderr
+    assert kubectl("get", "--raw", "/readyz") == "ok"
 
 
 def test_without_root_up_says_so_and_points_at_local_mode(tmp_path: Path) -> None:

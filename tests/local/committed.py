@@ -61,12 +61,12 @@ class Ledger:
         return sum(1 for step, ranks in newest.ranks.items() if len(ranks) == newest.world and step > before)
 
     def made_again(self, after: int) -> int:
-        """How many steps the generations beyond `after` began behind the highest one made before them."""
-        again, top = 0, 0
+        """How many steps the generations beyond `after` made that the one before them had made."""
+        again, last = 0, 0
         for number, made in sorted(self.generations().items()):
-            if number > after and made.ranks:
-                again += max(0, top - min(made.resumed))
-            top = max([top, *made.ranks])
+            if made.ranks:
+                again += max(0, last - min(made.resumed)) if number > after else 0
+                last = max(made.ranks)
         return again
 
     def end_at(self, step: int) -> None:

@@ -41,7 +41,7 @@ OWN_RIGHTS = {
     ("coordination.k8s.io", "leases", "create"),
     ("coordination.k8s.io", "leases lepton-operator.training.lepton.ai", "get update"),
     ("discovery.k8s.io", "endpointslices", "create"),
-    ("discovery.k8s.io", "endpointslices lepton-operator-coordinator-leader", "get update"),
+    ("discovery.k8s.io", "endpointslices lepton-operator-coordinator-leader lepton-operator-coordinator-leader-ipv6", "get update"),
     ("", "secrets lepton-operator-coordinator-ca", "get patch"),
 }
 CLUSTER_RIGHTS = {
@@ -167,7 +167,8 @@ def test_the_operator_is_told_what_its_objects_are_called() -> None:
     items = render({"watchNamespaces": ["a"], "image": {"pullSecrets": ["one"]}, "log": {"format": "text", "level": "debug"}}, name="prod")
     container = operator_pod(items)["containers"][0]
     fields = {entry["name"]: entry["valueFrom"]["fieldRef"]["fieldPath"] for entry in container["env"]}
-    assert fields == {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace", "POD_IP": "status.podIP"}
+    addresses = {"POD_IP": "status.podIP", "POD_IPS": "status.podIPs"}
+    assert fields == {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"} | addresses
     arguments = [argument.replace("$(POD_NAMESPACE)", "lepton-system") for argument in container["args"]]
     config = read_config(arguments, {"POD_IP": "10.0.0.1", "POD_NAME": "prod-1"})
     assert (config.namespace, config.release, config.watch_namespaces) == ("lepton-system", "prod", ("a",))

@@ -214,6 +214,21 @@ def test_files_named_exist(page: Path) -> None:
             assert any(path.name == name for path in ours), name
 
 
+def test_the_house_in_the_architecture_is_the_one_that_stands() -> None:
+    """Each name in the first column exists, and none of the operator's own rooms is missing."""
+    (house,) = [text for language, text in fences(Path("docs/architecture.md")) if language == "text"]
+    named: dict[str, set[str]] = {}
+    for line in house.splitlines():
+        if not line.startswith(" "):
+            root = line
+        else:
+            named.setdefault(root, set()).update(re.split(r" {2,}", line.strip())[0].split())
+    for root, names in named.items():
+        folder = CHECKOUT / root
+        rooms = {f"{path.name}/" for path in folder.iterdir() if any(path.glob("*.py"))} | {path.stem for path in folder.glob("*.py")}
+        assert names == rooms - {"__init__"}, root
+
+
 def test_the_figures_in_the_readme_are_those_of_the_results() -> None:
     text = (CHECKOUT / "README.md").read_text()
     assert table["inserted"](text, table["build"]()) == text, "run: python bench/readme_table.py"

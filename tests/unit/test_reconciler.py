@@ -11,7 +11,7 @@ import pytest
 from lepton_operator import conditions
 from lepton_operator.job import Job, JobError, read_job, read_stub
 from lepton_operator.reconciler import PLAIN_SECONDS, REJECTED_STATUS_SECONDS, Reconciler
-from lepton_operator.status import read_status
+from lepton_operator.status import Status, read_status
 from lepton_operator.substrate import Conflict, Event, Rejected, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 from lepton_trainer.protocol import messages as m
@@ -30,10 +30,14 @@ class Substrate:
         self.events: list[Event] = []
         self.faults: list[Exception] = []
         self.conflicts = 0
+        self.lost_answers = 0  # of writes that are carried out
+        self.gone = False
         self.during_write: Callable[[], object] = lambda: None
         self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
 
     def job(self, key: str) -> Job | None:
+        if self.gone:
+            return None
         try:
             return read_job(copy.deepcopy(self.body))
         except JobError as error:
@@ -61,6 +65,9 @@ class Substrate:
             raise Conflict("changed")
         self.body["status"] = status
         self.body["metadata"]["resourceVersion"] = str(int(self.body["metadata"]["resourceVersion"]) + 1)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise Unavailable("no answer in time")
 
     async def ensure_service(self, job: Job) -> None:
         raise AssertionError("nobody asked for a Service")
@@ -105,7 +112,25 @@ class World:
         self.mono = 100.0
         self.substrate = Substrate(**spec)
         self.coordinator = Coordinator(self.substrate)
-        self.reconciler = Reconciler(self.substrate, self.coordinator, "lepton/one", lambda: Clock(1_700_000_000 + self.mono, self.mono))
+        self.finished: list[str] = []
+        self.reconciler = self.another()
+
+    def another(self) -> Reconciler:
+        """A reconciler without any memory, of the same installation."""
+        return Reconciler(
+            self.substrate,
+            self.coordinator,
+            "lepton/one",
+            lambda: Clock(1_700_000_000 + self.mono, self.mono),
+            on_finished=self.finished.append,
+        )
+
+    def conclude(self, kind: str = conditions.COMPLETE) -> None:
+        """The job's verdict is in its status, and nothing of it runs any more; Finished is still to be written."""
+        verdict = conditions.Condition(kind, True, "Verdict", "", 1_700_000_000.0)
+        status = Status(manager="lepton/one", state=kind, conditions=(verdict,))
+        self.substrate.body["status"] = status.to_json()
+        self.substrate.made.clear()
 
     async def look(self, times: int = 1) -> float | None:
         wake = None
@@ -280,3 +305,62 @@ async def test_what_a_scrape_counted_while_a_status_was_written_is_kept() -> Non
     world.coordinator.joined = False
     shown.append(world.reconciler.summaries()[KEY].counters.samples)
     assert shown[0] == 90.0 and shown == sorted(shown)
+
+
+@pytest.mark.parametrize("continued", [True, False])
+async def test_a_process_that_leads_again_counts_on_and_never_back(continued: bool) -> None:
+    """What was reported meanwhile is counted here only if no other process has led, and counted it, meanwhile."""
+    world = World()
+    world.coordinator.joined = True
+    world.coordinator.progress = m.Progress(step=5, steps_total=5, samples_total=50.0)
+    await world.look(6)
+    before = world.reconciler.summaries()[KEY]
+    assert before.counters.samples == 50.0 and sum(before.account.seconds.values()) > 0
+    world.substrate.body["status"].pop("goodput")  # as it was written long ago
+    world.coordinator.progress = replace(world.coordinator.progress, step=9, steps_total=9, samples_total=90.0)
+    world.reconciler.lead(continued=continued)
+    assert world.reconciler.summaries() == {}, "until it is looked at"
+    await world.look(2)
+    after = world.reconciler.summaries()[KEY]
+    assert after.counters.samples == (90.0 if continued else 50.0)
+    assert all(after.account.seconds[cause] >= spent for cause, spent in before.account.seconds.items())
+    world.coordinator.progress = replace(world.coordinator.progress, step=10, steps_total=10, samples_total=100.0)
+    assert world.reconciler.summaries()[KEY].counters.samples == after.counters.samples + 10.0
+
+
+@pytest.mark.parametrize(("kind", "result"), [(conditions.COMPLETE, "complete"), (conditions.FAILED, "failed")])
+async def test_the_end_of_a_job_is_counted_once_although_the_answer_to_its_last_write_was_lost(kind: str, result: str) -> None:
+    world = World()
+    await world.look(2)
+    world.conclude(kind)
+    world.substrate.lost_answers = 1
+    await world.look(4)
+    assert conditions.is_true(read_status(world.substrate.body["status"]).conditions, conditions.FINISHED)
+    assert world.finished == [result]
+
+
+async def test_a_leader_that_died_before_a_job_was_finished_has_not_counted_it_so_the_next_one_does() -> None:
+    world = World()
+    world.conclude()
+    world.reconciler = world.another()
+    await world.look(3)
+    assert world.finished == ["complete"]
+    world.reconciler = world.another()
+    await world.look(3)
+    world.reconciler.lead()
+    await world.look(3)
+    assert world.finished == ["complete"], "what was finished before is another's to count"
+
+
+@pytest.mark.parametrize(("ended", "counted"), [(True, ["complete"]), (False, [])])
+async def test_a_job_that_is_deleted_right_after_its_verdict_counts_as_ended_and_leaves_no_series(ended: bool, counted: list[str]) -> None:
+    world = World()
+    await world.look(2)
+    if ended:
+        world.conclude()
+        world.substrate.made["stays"] = Worker("stays", "uid-stays", 0, Phase.RUNNING)
+        await world.look()
+    world.substrate.gone = True
+    await world.look(2)
+    assert world.finished == counted
+    assert world.reconciler.summaries() == {}

@@ -77,11 +77,40 @@ def test_a_loss_on_a_gpu_is_never_waited_for(monkeypatch: pytest.MonkeyPatch) ->
     assert looked == [loss] and reader.snapshot().loss is None
 
 
-def test_metrics_that_do_not_fit_leave_the_old_ones() -> None:
+@pytest.fixture
+def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lepton_trainer.report._said", False)
+
+
+def test_a_name_that_does_not_fit_is_left_out_and_the_others_stay(unsaid: None, capsys: pytest.CaptureFixture[str]) -> None:
     reporter, reader, _ = pair()
     reporter.report(step=1, metrics={"a": 1})
-    reporter.report(step=2, metrics={"x" * s.TEXT_LIMIT: 1})
-    assert reader.snapshot().metrics == {"a": "1.0"} and reader.snapshot().step == 2
+    reporter.report(step=2, metrics={"x" * s.TEXT_LIMIT: 1, "b": 2})
+    assert reader.snapshot().metrics == {"a": "1.0", "b": "2.0"} and reader.snapshot().step == 2
+    assert capsys.readouterr().err.count("is left out") == 1
+
+
+@pytest.mark.parametrize("length", [3, s.METRIC_NAME_LIMIT - 10])
+def test_ever_new_metrics_push_the_oldest_out_which_is_said_once_and_cost_no_checkpoint(
+    length: int, unsaid: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reporter, reader, _ = pair()
+    for step in range(1, 2001):
+        reporter.report(step=step, metrics={f"loss/{step:05d}".ljust(length, "x"): step, "accuracy": 0.5})
+    reporter.report(step=2001, checkpoint="/checkpoints/" + "c" * 1500)
+    seen = reader.snapshot()
+    assert 2 < len(seen.metrics) <= s.METRICS_LIMIT
+    assert seen.metrics["accuracy"] == "0.5" and seen.metrics["loss/02000".ljust(length, "x")] == "2000.0"
+    assert len(seen.checkpoint) > 1500 and seen.checkpoint_step == 2001
+    assert capsys.readouterr().err.count("more metrics than can be kept") == 1
+
+
+def test_a_path_that_is_too_long_to_be_shown_costs_no_metric(unsaid: None, capsys: pytest.CaptureFixture[str]) -> None:
+    reporter, reader, _ = pair()
+    reporter.report(step=1, checkpoint="/" + "c" * 4000, metrics={"a": 1})
+    seen = reader.snapshot()
+    assert (seen.checkpoint_step, seen.checkpoint, seen.metrics) == (1, "", {"a": "1.0"})
+    assert "too long to be shown" in capsys.readouterr().err
 
 
 def test_a_reader_never_sees_half_a_report() -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import sys
 import threading
 import time
 import zlib
@@ -104,11 +105,9 @@ class Reporter:
         if checkpoint is not None:
             values[s.CHECKPOINT_STEP] = values[s.STEP]
             self._has |= s.HAS_CHECKPOINT
-            self._text["checkpoint"] = os.fsdecode(checkpoint)
+            self._name_checkpoint(os.fsdecode(checkpoint))
         if metrics is not None:
-            kept = self._text.setdefault("metrics", {})
-            for name, value in metrics.items():
-                kept[str(name)] = repr(float(value))
+            self._keep(metrics)
         if metrics is not None or checkpoint is not None:
             self._write_text()
         self._reports = number_of = self._reports + 1
@@ -155,10 +154,33 @@ class Reporter:
             self._text["notices"] = [*others, [self._noticed, reason, message]][-s.NOTICES :]
             self._write_text()
 
+    def _name_checkpoint(self, path: str) -> None:
+        if len(json.dumps(path)) > s.CHECKPOINT_LIMIT:
+            _say_once(f"report(): a checkpoint's path of {len(path)} characters is too long to be shown")
+        else:
+            self._text["checkpoint"] = path
+
+    def _keep(self, metrics: Mapping[str, Any]) -> None:
+        """The newest come last; the oldest go where they are too many."""
+        kept = self._text.setdefault("metrics", {})
+        for name, value in metrics.items():
+            if len(json.dumps(str(name))) > s.METRIC_NAME_LIMIT:
+                _say_once(f"report(): the metric {str(name)[:40]!r}... is left out: a name has at most {s.METRIC_NAME_LIMIT} characters")
+                continue
+            kept.pop(str(name), None)
+            kept[str(name)] = repr(float(value))
+        going = list(kept)[: max(0, len(kept) - s.METRICS_LIMIT)]
+        for name in going:
+            del kept[name]
+        while len(json.dumps(kept)) > s.METRICS_SPACE:
+            going.append(next(iter(kept)))
+            del kept[going[-1]]
+        if going:
+            most = f"{s.METRICS_LIMIT} names or {s.METRICS_SPACE} characters"
+            _say_once(f"report(): more metrics than can be kept, {most}: those reported last are, {going[0]!r} is the first to go")
+
     def _write_text(self) -> None:
         payload = json.dumps(self._text).encode()
-        if len(payload) > s.TEXT_LIMIT:
-            return
         number = self._texts + 1
         start = s.TEXT + s.TEXT_HALF * (number % 2)
         s.TEXT_HEADER.pack_into(self._view, start, len(payload), zlib.crc32(payload))
@@ -235,6 +257,17 @@ class _GpuLoss:
         return arrived
 
 
+_said = False
+
+
+def _say_once(text: str) -> None:
+    """One line in the log of the worker's lowest rank, which is the one that is read; the first thing that is wrong, not each."""
+    global _said
+    if not _said and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"[lepton] {text}", file=sys.stderr, flush=True)
+    _said = True
+
+
 _reporter: Optional[Reporter] = None
 _looked = False
 
@@ -268,7 +301,7 @@ def report(
     loss: a float or a tensor of one element. One on a GPU is copied in the background and looked at a few times a second.
     samples, tokens: how many *this step* consumed, over *all* ranks of the job.
     total_steps: how many there will be: gives percent and ETA.
-    metrics: other numbers, such as {"accuracy": 0.98}; a GPU tensor among them is waited for, so pass them seldom.
+    metrics: other numbers, such as {"accuracy": 0.98}; a GPU tensor among them is waited for, so pass them seldom. At most 64 names.
     checkpoint: the path of a checkpoint that is now complete, holding the step last reported.
     """
     try:

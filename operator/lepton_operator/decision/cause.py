@@ -5,7 +5,8 @@ failed or was lost at about the same time.
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from lepton_operator.decision.evidence import Judgement, Verdict
 from lepton_operator.decision.generation import Generation
@@ -17,26 +18,32 @@ from lepton_trainer.protocol.messages import ProcessExit
 
 LOG_TAIL_LIMIT = 2048
 MESSAGE_LIMIT = 2048
+NOBODY_SEEN: Mapping[str, Worker] = MappingProxyType({})
 MISTAKE = 2
 """The exit code of the built-in trainer for what its user has to change."""
 UNCERTAIN = frozenset({"ConnectionLost", "AgentSilent", "AgentNotBack"})
 """Nobody saw these go: one that was seen going at the same time is the likelier cause."""
 
 
-def find_cause(job: Job, generation: Generation, judgements: Sequence[Judgement], wall: float) -> tuple[Judgement, LastFailure]:
-    """The judgement that broke `generation` and its description. At least one judgement must be bad."""
+def find_cause(
+    job: Job, generation: Generation, judgements: Sequence[Judgement], wall: float, seen: Mapping[str, Worker] = NOBODY_SEEN
+) -> tuple[Judgement, LastFailure]:
+    """The judgement that broke `generation` and its description. At least one judgement must be bad.
+
+    `seen`: the members' pods as they were last seen, by UID: one that is deleted is named all the same.
+    """
     culprit = _culprit(judgements)
     first = _first_exit(culprit)
+    name, node = _place(job, culprit, seen)
     if culprit.verdict is Verdict.FAILED and first is not None:
-        return culprit, _of_process(job, culprit, first, wall)
+        return culprit, _of_process(job, culprit, first, wall, name, node)
     offset = next((order.rank_offset for order in generation.orders() if order.uid == culprit.member.uid), None)
-    name = culprit.worker.name if culprit.worker else f"{job.name}-{culprit.member.worker}"
-    where = f" on node {culprit.worker.node}" if culprit.worker and culprit.worker.node else ""
+    where = f" on node {node}" if node else ""
     return culprit, LastFailure(
         time=MicroTime(wall),
         worker=name,
         rank=offset,
-        node=culprit.worker.node if culprit.worker else "",
+        node=node,
         reason=culprit.reason,
         exit_code=culprit.worker.exit_code if culprit.worker else None,
         signal=culprit.worker.signal if culprit.worker else None,
@@ -76,9 +83,13 @@ def _first_exit(judgement: Judgement) -> ProcessExit | None:
     return next((e for e in exits if e.exit_code != 0), None)
 
 
-def _of_process(job: Job, culprit: Judgement, exit_: ProcessExit, wall: float) -> LastFailure:
-    name = culprit.worker.name if culprit.worker else f"{job.name}-{culprit.member.worker}"
-    node = culprit.worker.node if culprit.worker else ""
+def _place(job: Job, culprit: Judgement, seen: Mapping[str, Worker]) -> tuple[str, str]:
+    """(name, node) of its pod."""
+    worker = culprit.worker or seen.get(culprit.member.uid)
+    return (worker.name, worker.node) if worker is not None else (f"{job.name}-{culprit.member.worker}", "")
+
+
+def _of_process(job: Job, culprit: Judgement, exit_: ProcessExit, wall: float, name: str, node: str) -> LastFailure:
     where = f"worker {culprit.member.worker}, {name}" + (f" on node {node}" if node else "")
     if exit_.oom_killed:
         lower = "set a smaller training.microBatch" if job.trainer.builtin else "lower the batch size"

@@ -1,16 +1,20 @@
 """Whose job it is: the first status write claims it for one installation, and others leave it alone while that one lives."""
 
+import math
 from dataclasses import replace
 
 from lepton_operator import conditions
 from lepton_operator.decision import goodput
 from lepton_operator.decision.draft import Draft
-from lepton_operator.decision.world import Plan
+from lepton_operator.decision.world import Made, Plan
 from lepton_operator.job import Job
 from lepton_operator.status import Time
+from lepton_operator.worker import Phase
 
 LOOK_SECONDS = 30.0
 """Another installation's job is looked at again after so long."""
+TOLD_SECONDS = 180.0
+"""A kubelet passes a changed annotation on to the files of its pods within a minute or two."""
 
 
 def of_another(draft: Draft) -> bool:
@@ -42,8 +46,27 @@ def accept(draft: Draft) -> None:
         draft.status = replace(draft.status, state="Pending")
     elif draft.observed.manager != draft.world.manager:
         draft.event("Normal", "Claimed", f"taken over from {draft.observed.manager}, whose Lease has long expired")
+        draft.remember(taken_over=draft.now.mono)
+    _await_strays(draft)
     if not draft.memory.account.current:
-        draft.remember(account=goodput.resume(draft.observed.goodput), top_step=draft.observed.progress.step)
+        draft.remember(
+            account=goodput.resume(draft.observed.goodput).at_least(draft.memory.account),
+            top_step=draft.observed.progress.step,
+            made=Made(draft.observed.rendezvous.generation, draft.observed.progress.step or 0),
+        )
+
+
+def _await_strays(draft: Draft) -> None:
+    """Agents of a job that was taken over have time to hear of the new coordinator. A worker that never comes is replaced."""
+    since, now = draft.memory.taken_over, draft.now
+    if since is None:
+        return
+    if (left := since + TOLD_SECONDS - now.mono) > 0:
+        draft.wait(left)
+        return
+    before = now.wall - (now.mono - since)
+    strays = [w for w in draft.world.workers if w.phase is Phase.RUNNING and w.created < before and w.uid not in draft.boots]
+    draft.remember(taken_over=None, lost_at={**draft.memory.lost_at, **{w.uid: -math.inf for w in strays}})
 
 
 def selector(job: Job) -> str:

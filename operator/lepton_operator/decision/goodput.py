@@ -43,6 +43,17 @@ class Account:
     def recomputed(self, steps: int, samples: int) -> "Account":
         return replace(self, recomputed_steps=self.recomputed_steps + steps, recomputed_samples=self.recomputed_samples + samples)
 
+    def at_least(self, shown: "Account") -> "Account":
+        """The account that another leader wrote down, with nothing in it below what this process has shown: counters never go back."""
+        causes = self.seconds.keys() | shown.seconds.keys()
+        return Account(
+            seconds={cause: max(self.seconds.get(cause, 0.0), shown.seconds.get(cause, 0.0)) for cause in causes},
+            recoveries=max(self.recoveries, shown.recoveries),
+            recovery_seconds=max(self.recovery_seconds, shown.recovery_seconds),
+            recomputed_steps=max(self.recomputed_steps, shown.recomputed_steps),
+            recomputed_samples=max(self.recomputed_samples, shown.recomputed_samples),
+        )
+
     def view(self) -> GoodputView:
         """As status shows it; the ratio is productive over all seconds since the job's first worker was asked for."""
         total = sum(self.seconds.values())
@@ -73,6 +84,10 @@ def resume(view: GoodputView) -> Account:
     )
 
 
+NOBODY, ELSEWHERE = ("", ""), ("", "elsewhere")
+"""Sources of counters that are no agent's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counters:
     """A job's counters, summed over the agents that spoke for it one after the other (each as long as it is there)."""
@@ -81,8 +96,17 @@ class Counters:
     samples: float = 0.0
     tokens: float = 0.0
     nonfinite: int = 0
-    source: tuple[str, str] = ("", "")  # (uid, boot)
+    source: tuple[str, str] = NOBODY  # (uid, boot)
     seen: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)
+
+    def from_here(self) -> "Counters":
+        """The same sums; what was reported while another process counted is not counted here, too."""
+        return self if self.fresh else replace(self, source=ELSEWHERE, seen=(0, 0.0, 0.0, 0))
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nobody has been counted yet."""
+        return self.source == NOBODY
 
     def speaker(self, agents: Sequence[Agent]) -> Agent | None:
         """Who of the connected `agents` is counted: the last one while it is there, for the next has missed or made some steps by then."""

@@ -95,7 +95,7 @@ def _kept(draft: Draft, incidents: Sequence[Incident]) -> tuple[Incident, ...]:
 def _broken_generation(draft: Draft, restarts: Restarts, incidents: list[Incident]) -> tuple[Restarts, LastFailure]:
     group, now = draft.memory.group, draft.now
     assert group is not None
-    culprit, failure = cause.find_cause(draft.job, group, draft.judgements, now.wall)
+    culprit, failure = cause.find_cause(draft.job, group, draft.judgements, now.wall, draft.memory.pods)
     if culprit.costs:
         named = tuple(j.member.uid for j in draft.judgements if j.verdict is Verdict.LOST)[:EXPLAINED_LIMIT]
         incidents.append(Incident(MicroTime(now.wall), failure.reason, group.number, named, draft.top_step()))

@@ -47,7 +47,9 @@ def judge(draft: Draft) -> None:
     draft.judgements = _overdue(draft, judgements, group.number)
     ended = {j.member.uid: j.verdict for j in draft.judgements if j.verdict in (Verdict.SUCCEEDED, Verdict.STOPPED)}
     joined = (memory.joined | draft.member_uids()) & draft.by_uid.keys()
-    draft.remember(outcomes={**memory.outcomes, **ended}, joined=joined)
+    seen = {**memory.pods, **draft.by_uid}
+    pods = {uid: seen[uid] for uid in draft.member_uids() if uid in seen}
+    draft.remember(outcomes={**memory.outcomes, **ended}, joined=joined, pods=pods)
     _miss(draft)
     _note_interruption(draft, group.number)
     if any(j.verdict is Verdict.SUSPECTED for j in draft.judgements):

@@ -26,6 +26,7 @@ def plan(world: World, memory: Memory, now: Clock) -> Plan:
     membership.adopt(draft)
     membership.judge(draft)
     notices.tell(draft)
+    progress.count_again(draft)
     if membership.all_succeeded(draft):
         ending.complete(draft)
         return conclude(draft)

@@ -7,6 +7,7 @@ from lepton_operator import conditions
 from lepton_operator.decision import goodput
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.view import duration, loss_text, rate, running, since_creation
+from lepton_operator.decision.world import Made
 from lepton_operator.decision.writes import PROGRESS_SCHEDULE
 from lepton_operator.status import CheckpointView, MicroTime, ProgressView, Time
 from lepton_trainer.protocol.messages import Progress
@@ -17,10 +18,9 @@ GAP_SECONDS = 0.5
 
 def follow(draft: Draft) -> None:
     """Progress as the lowest rank reports it, and the end of an interruption."""
-    _last_words(draft)
     speaker = draft.first_speaker()
     if speaker is not None:
-        first = draft.memory.counters.source == ("", "") and draft.observed.progress.step is None
+        first = draft.memory.counters.fresh and draft.observed.progress.step is None
         connected = [j.agent for j in draft.judgements if j.agent is not None and j.agent.connected]
         counted = draft.memory.counters.speaker([speaker, *connected]) or speaker
         draft.remember(counters=draft.memory.counters.observe(counted, fresh=first))
@@ -29,15 +29,26 @@ def follow(draft: Draft) -> None:
     _first_step(draft, speaker.progress if speaker is not None else Progress())
 
 
-def _last_words(draft: Draft) -> None:
-    """How far the generation before came: its survivors say so when they prepare the new one, which is after that was decided."""
+def count_again(draft: Draft) -> None:
+    """Books the steps that each generation computes again: from its first step to the last one of the generation before that made any.
+
+    What a generation's members reported may come after the next one was decided: survivors tell it when they prepare that.
+    """
     group = draft.memory.group
-    if group is None or draft.memory.stepped:
-        return
-    told = (agent.progress for agent in draft.world.agents)
-    steps = [progress.step for progress in told if progress.step is not None and 0 < progress.generation < group.number]
-    if steps:
-        draft.remember(top_step=max([*steps, draft.memory.top_step or 0]))
+    reports = [agent.progress for agent in draft.world.agents if agent.progress.generation and agent.progress.step is not None]
+    for number in sorted({progress.generation for progress in reports}):
+        told = [progress for progress in reports if progress.generation == number]
+        last = max(progress.step or 0 for progress in told)
+        begun = next((progress for progress in told if progress.first_step is not None), None)
+        made = draft.memory.made
+        if number == made.generation:
+            draft.remember(made=replace(made, step=max(last, made.step)))
+        elif number > made.generation and begun is not None:
+            again = max(0, made.step - (begun.first_step or 0) + 1) if made.generation else 0
+            samples = round(again * begun.samples_total / begun.steps_total) if begun.steps_total else 0
+            draft.remember(made=Made(number, last, again), account=draft.memory.account.recomputed(again, samples))
+        if group is not None and number < group.number:
+            draft.remember(top_step=max(last, draft.memory.top_step or 0))
 
 
 def account(draft: Draft) -> None:
@@ -99,10 +110,8 @@ def _first_step(draft: Draft, seen: Progress) -> None:
         at -= max(0.0, min(draft.now.wall - seen.first_step_time, draft.now.mono - memory.formed))
     if memory.broken_since is not None:
         spent = max(0.0, at - memory.broken_since)
-        again = max(0, (memory.top_step or 0) - seen.first_step + 1)
-        samples = round(again * seen.samples_total / seen.steps_total) if seen.steps_total else 0
-        draft.remember(account=memory.account.recovered(spent).recomputed(again, samples))
-        about = f"generation {group.number} stepped {spent:.2f} s after the interruption; {again} steps are computed again"
+        draft.remember(account=memory.account.recovered(spent))
+        about = f"generation {group.number} stepped {spent:.2f} s after the interruption; {memory.made.again} steps are computed again"
         draft.event("Normal", "Recovered", about)
     if draft.status.startup.first_step_seconds is None:
         startup = replace(draft.status.startup, first_step_seconds=max(0.0, since_creation(draft) - (draft.now.mono - at)))

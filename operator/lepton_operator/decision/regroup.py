@@ -120,6 +120,8 @@ def _first_due(draft: Draft) -> str:
 def _still_returning(draft: Draft) -> bool:
     """Agents have time to come back to a new leader; and as long as those that are back go on stepping, all of their group live."""
     recorded, world = draft.observed.rendezvous, draft.world
+    if draft.memory.taken_over is not None:
+        return True
     if draft.now.mono - max(world.leading_since, world.listening_since, world.settled) < evidence.RETURN_SECONDS:
         return True
     group = [a for a in world.agents if a.connected and (a.state.generation, a.state.digest) == (recorded.generation, recorded.digest)]
@@ -192,6 +194,7 @@ def _form(draft: Draft, members: Sequence[Agent], why: str) -> None:
         broken_since=broken,
         evident_since=None,
         outcomes={},
+        pods={m.uid: draft.by_uid[m.uid] for m in formed.members},
         stepped=False,
         stop_since=None,
         grow_checkpoint=None,

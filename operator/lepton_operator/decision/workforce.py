@@ -1,5 +1,6 @@
 """The workers that should exist: one living worker for each wanted index, none beyond."""
 
+from lepton_operator.decision import ending
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.evidence import Verdict
 from lepton_operator.decision.incidents import create_wait
@@ -45,3 +46,12 @@ def trim(draft: Draft) -> None:
         elif worker.index >= replicas and worker.uid not in members:
             draft.shutdown[worker.uid] = messages.REMOVED
             draft.deletes.append(Delete(worker, "scaled down"))
+    _trim_lingering(draft)
+
+
+def _trim_lingering(draft: Draft) -> None:
+    """Pods of ended workers whose sidecar runs on. One that succeeded in a generation that goes on stays: a new leader counts by it."""
+    if draft.returning:
+        return
+    needed = {j.member.uid for j in draft.judgements if j.verdict is Verdict.SUCCEEDED and not draft.broken()}
+    ending.end_lingering(draft, [w for w in draft.world.workers if w.lingering and w.uid not in needed])

@@ -38,6 +38,15 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """How far the newest generation that has made a step came."""
+
+    generation: int = 0
+    step: int = 0
+    again: int = 0  # of its steps, those that the one before had made
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What a leader remembers of a job beyond its status; losing it costs a look at the agents, never a decision."""
 
@@ -49,13 +58,16 @@ class Memory:
     evident_since: float | None = None  # mono: when the current generation was first seen broken
     outcomes: dict[str, Verdict] = field(default_factory=dict)  # uid -> succeeded or stopped, of members: it holds when they are gone
     joined: frozenset[str] = frozenset()  # uids that have been members, of workers that are still there
+    pods: dict[str, Worker] = field(default_factory=dict)  # uid -> a member's pod as it was last seen
     stepped: bool = False  # the current generation has reported a step
-    top_step: int | None = None  # the highest step of any generation
+    top_step: int | None = None  # the highest step of any generation before
+    made: Made = field(default_factory=Made)
     stop_since: float | None = None  # mono: a coordinated stop was asked for
     grow_checkpoint: int | None = None  # checkpoint step when somebody began to wait
     lost_at: dict[str, float] = field(default_factory=dict)  # uid -> mono, of workers whose agent was judged lost and is not back
     noticed: dict[str, tuple[int, int]] = field(default_factory=dict)  # uid -> (generation, number) of its newest notice told
     claimed_by: str = ""  # the other installation about which the user has been told
+    taken_over: float | None = None  # mono: taken from a dead installation, whose coordinator the agents still look for
     account: goodput.Account = field(default_factory=goodput.Account)
     counters: goodput.Counters = field(default_factory=goodput.Counters)
     written: float = 0.0  # mono of the last status write

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lepton_operator import clock
 from lepton_operator.constants import lease_name
 from lepton_operator.job import parse_time
 from lepton_operator.pods.api import AlreadyExists, Api, Expired
@@ -15,10 +16,13 @@ log = logging.getLogger(__name__)
 
 LONG_SECONDS = 300.0
 CHECK_SECONDS = 60.0
+FORGET_SECONDS = 600.0
+"""A claimant that nobody has asked about for so long has no job here any more."""
 
 
 @dataclass(slots=True)
 class _Claimant:
+    asked: float  # clock.mono of the last question
     gone: bool = False
     missing_since: float | None = None  # unix seconds, of a Lease that does not exist
 
@@ -36,14 +40,17 @@ class Claimants:
         if not manager or manager == self._own:
             return False
         if manager not in self._known:
-            self._known[manager] = _Claimant()
+            self._known[manager] = _Claimant(clock.mono())
             self._asked.set()
+        self._known[manager].asked = clock.mono()
         return self._known[manager].gone
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             self._asked.clear()
+            before = clock.mono() - FORGET_SECONDS
+            self._known = {manager: claimant for manager, claimant in self._known.items() if claimant.asked >= before}
             for manager, claimant in list(self._known.items()):
                 gone = await self._look(manager, claimant)
                 if gone != claimant.gone:

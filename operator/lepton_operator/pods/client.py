@@ -22,7 +22,7 @@ from lepton_operator.worker import Phase, Worker
 log = logging.getLogger(__name__)
 
 SERVICE_CHECK_SECONDS = 600.0
-TRUST_BATCH = 16
+TELL_BATCH = 16
 
 
 class ClusterSubstrate:
@@ -33,6 +33,7 @@ class ClusterSubstrate:
         self._api = api
         self._cache = cache
         self._events = Recorder(api, instance)
+        self._telling: set[asyncio.Task[None]] = set()
         self._services: dict[str, float] = {}  # UID of a job -> when its Service was last seen (monotonic seconds)
 
     def job(self, key: str) -> Job | None:
@@ -54,9 +55,10 @@ class ClusterSubstrate:
         self._cache.apply(PODS, body)
         ignored = owned_env(job)
         if ignored:
-            await self.emit(
-                job, Event("Warning", "EnvironmentIgnored", f"set by the operator, not by the job: {', '.join(ignored)}; remove it")
-            )
+            about = f"set by the operator, not by the job: {', '.join(ignored)}; remove it"
+            told = asyncio.create_task(self.emit(job, Event("Warning", "EnvironmentIgnored", about)))  # no worker waits for that
+            self._telling.add(told)
+            told.add_done_callback(self._telling.discard)
         return read_pod(body).worker
 
     async def _own_pod(self, job: Job, path: str, name: str) -> dict[str, Any]:
@@ -132,27 +134,31 @@ class ClusterSubstrate:
     async def emit(self, job: Job, event: Event) -> None:
         await self._events.emit(job, event)
 
-    async def trust(self, ca: str, manager: str) -> int:
-        """Makes `ca` (PEM) what the workers of `manager`'s jobs trust, those that exist too; how many were told.
+    async def introduce(self, ca: str, manager: str) -> int:
+        """Makes the workers of `manager`'s jobs, those that exist too, find our coordinator and trust `ca` (PEM); how many were told.
 
-        Only a new CA costs writes. To be repeated: a pod that could not be told now is told then."""
+        Only a change costs writes: a new CA, or a job that was taken over from another installation. To be repeated: a pod that could
+        not be told now is told then."""
         self.defaults = replace(self.defaults, ca=ca)
+        known, here = digest(ca), self.defaults.coordinator
         behind = [
             pod
             for pod in self._cache.pods()
-            if pod.owner_uid and pod.ca != digest(ca) and pod.worker.phase in (Phase.PENDING, Phase.RUNNING) and not pod.worker.deleting
+            if pod.owner_uid and (pod.ca != known or pod.coordinator not in ("", here))
+            if pod.worker.phase in (Phase.PENDING, Phase.RUNNING) and not pod.worker.deleting
             if self._cache.manager(pod.job_key) == manager
         ]
-        for at in range(0, len(behind), TRUST_BATCH):
-            await asyncio.gather(*(self._tell_ca(pod, ca) for pod in behind[at : at + TRUST_BATCH]))
+        for at in range(0, len(behind), TELL_BATCH):
+            await asyncio.gather(*(self._tell(pod, ca) for pod in behind[at : at + TELL_BATCH]))
         return len(behind)
 
-    async def _tell_ca(self, pod: Pod, ca: str) -> None:
-        patch = {"metadata": {"uid": pod.worker.uid, "annotations": {c.ANNOTATION_CA: ca}}}
+    async def _tell(self, pod: Pod, ca: str) -> None:
+        annotations = {c.ANNOTATION_CA: ca} | ({c.ANNOTATION_COORDINATOR: self.defaults.coordinator} if pod.coordinator else {})
+        patch = {"metadata": {"uid": pod.worker.uid, "annotations": annotations}}
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.worker.name}"
         try:
             body = await self._api.request("patch", "pods", path, body=patch, content_type="application/merge-patch+json")
         except (Conflict, Gone, Rejected, Unavailable) as error:
-            log.info("pod %s was not told of the CA: %s", pod.worker.name, error, extra={"job": pod.job_key})
+            log.info("pod %s was not told where its coordinator is: %s", pod.worker.name, error, extra={"job": pod.job_key})
             return
         self._cache.apply(PODS, body)

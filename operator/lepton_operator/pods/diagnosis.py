@@ -26,25 +26,34 @@ TOLD_ELSEWHERE = frozenset({"FailedScheduling", "BackOff", "Failed", "Unhealthy"
 """Reasons of Events that the pod's own status tells too, and better."""
 
 
+REFUSED_SECONDS = 600.0
+"""A namespace whose Events may not be read is left in peace for so long; somebody may grant the right."""
+
+
 class Diagnosis:
-    """Runs on the leader. Needs `list` of core events; without that right it says so once and rests."""
+    """Runs on the leader. Needs `list` of core events; of a namespace where it lacks that right it says so once, the others are served."""
 
     def __init__(self, api: Api, cache: Cache, changed: Callable[[frozenset[str]], None]) -> None:
         self._api, self._cache, self._changed = api, cache, changed
         self._asked: dict[str, float] = {}  # UID of a pod -> clock.mono of the last look
+        self._refused: dict[str, float] = {}  # namespace -> clock.mono of the last refusal
 
     async def run(self) -> None:
-        """Until cancelled, or until it is clear that Events may not be read."""
+        """Until cancelled."""
         while True:
-            stuck = self._stuck()
+            stuck = [pod for pod in self._stuck() if not self._is_refused(pod.namespace)]
             asked = {pod.worker.uid: self._asked.get(pod.worker.uid, float("-inf")) for pod in stuck}
             self._asked = {uid: at for uid, at in asked.items() if at > 0}
             due = [pod for pod in stuck if clock.mono() - asked[pod.worker.uid] >= AGAIN_SECONDS]
             for pod in sorted(due, key=lambda pod: asked[pod.worker.uid])[:MOST]:
+                if self._is_refused(pod.namespace):  # since this round began
+                    continue
                 self._asked[pod.worker.uid] = clock.mono()
-                if not await self._ask(pod):
-                    return
+                await self._ask(pod)
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _is_refused(self, namespace: str) -> bool:
+        return clock.mono() - self._refused.get(namespace, float("-inf")) < REFUSED_SECONDS
 
     def _stuck(self) -> list[Pod]:
         before = time.time() - PATIENCE_SECONDS
@@ -55,21 +64,24 @@ class Diagnosis:
             if not pod.worker.trouble and pod.worker.created < before
         ]
 
-    async def _ask(self, pod: Pod) -> bool:
+    async def _ask(self, pod: Pod) -> None:
         query = {"fieldSelector": f"involvedObject.uid={pod.worker.uid},type=Warning", "limit": "50"}
         try:
             found = await self._api.request("list", "events", f"/api/v1/namespaces/{pod.namespace}/events", query)
         except Rejected as error:
-            log.warning("why pods do not start cannot be looked up, grant `list` on events: %s", error.message)
-            return False
+            if pod.namespace not in self._refused:
+                about = "why pods of namespace %s do not start cannot be looked up, grant `list` on events: %s"
+                log.warning(about, pod.namespace, error.message)
+            self._refused[pod.namespace] = clock.mono()
+            return
         except (AlreadyExists, Conflict, Expired, Gone, Unavailable) as error:
             log.debug("events of %s: %s", pod.worker.name, error)
-            return True
+            return
+        self._refused.pop(pod.namespace, None)
         told = [event for event in found.get("items") or () if event.get("reason") not in TOLD_ELSEWHERE]
         if told:
             newest = max(told, key=_last_seen)
             self._changed(self._cache.note(pod.worker.uid, str(newest.get("reason", "")), str(newest.get("message", ""))))
-        return True
 
 
 def _last_seen(event: dict[str, Any]) -> str:

@@ -93,6 +93,8 @@ class LeaseKeeper:
         self._on_acquired, self._on_renewed, self._on_lost, self._on_other_holder = on_acquired, on_renewed, on_lost, on_other_holder
         self._record: LeaseRecord | None = None
         self._seen_at = 0.0  # mono: when `_record` was first seen as it is
+        self.unled_since = 0.0
+        """mono: the last sign of whoever led before this process began to (of itself, where it only lost its time)"""
         self._certain = False  # False: the Lease may have changed since `_record`, so it is read before it is written
         self._met = ""
         self._led = False
@@ -113,6 +115,12 @@ class LeaseKeeper:
         """Whoever was last read as the holder; empty: nobody, or not known yet."""
         record = self._record
         return record.holder if record is not None else ""
+
+    @property
+    def term(self) -> int:
+        """Rises whenever the Lease goes from one holder to another: the same as before means that nobody else has led since."""
+        record = self._record
+        return record.transitions if record is not None else 0
 
     def start(self) -> None:
         self._thread.start()
@@ -176,6 +184,8 @@ class LeaseKeeper:
             return False
         if record is not None and record.holder not in ("", self.identity):
             log.info("took the lease %s/%s from %s, which had let it lapse", self._namespace, self._name, record.holder)
+        if not self._led:
+            self.unled_since = self._seen_at
         self._record, self._seen_at, self._met = LeaseRecord.read(reply.body), asked.mono, ""
         deadline = asked.mono + DURATION_SECONDS - MARGIN_SECONDS
         if self._now().mono < deadline:  # else this process stood still between asking and now: the next renewal counts

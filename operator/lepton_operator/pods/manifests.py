@@ -56,7 +56,7 @@ def build_pod(job: Job, defaults: PodDefaults, name: str, index: int) -> Json:
     metadata["name"] = name
     metadata["namespace"] = job.namespace
     metadata["ownerReferences"] = [owner_reference(job)]
-    metadata["annotations"] |= {c.ANNOTATION_TEMPLATE: digest, c.ANNOTATION_CA: defaults.ca}
+    metadata["annotations"] |= {c.ANNOTATION_TEMPLATE: digest, c.ANNOTATION_CA: defaults.ca, c.ANNOTATION_COORDINATOR: defaults.coordinator}
     return pod
 
 
@@ -132,9 +132,7 @@ def _trainer(job: Job, defaults: PodDefaults, index: int, foreign: bool) -> Json
         "name": c.CONTAINER_TRAINER,
         "image": job.trainer.image or defaults.image,
         "command": _agent_command(job, foreign),
-        "env": merge_env(
-            _own_env(job, defaults, index), _default_env(), [entry for entry in user if not _is_owned(str(entry.get("name")))]
-        ),
+        "env": merge_env(_own_env(job, index), _default_env(), [entry for entry in user if not _is_owned(str(entry.get("name")))]),
         "resources": merge_objects(from_template.get("resources") or {}, job.workers.resources),
         "ports": [{"name": c.METRICS_PORT_NAME, "containerPort": names.AGENT_METRICS_PORT}],
         "volumeMounts": _mounts(job, foreign, working_dir),
@@ -176,7 +174,7 @@ def _agent_copy(defaults: PodDefaults) -> Json:
     return container
 
 
-def _own_env(job: Job, defaults: PodDefaults, index: int) -> list[Json]:
+def _own_env(job: Job, index: int) -> list[Json]:
     template_spec = job.workers.template.get("spec") or {}
     grace = template_spec.get("terminationGracePeriodSeconds")
     values = {
@@ -184,7 +182,7 @@ def _own_env(job: Job, defaults: PodDefaults, index: int) -> list[Json]:
         names.JOB_NAME: job.name,
         names.JOB_UID: job.uid,
         names.WORKER_INDEX: str(index),
-        names.COORDINATOR: defaults.coordinator,
+        names.COORDINATOR: f"file:{c.COORDINATOR_FILE}",
         names.TOKEN_FILE: c.TOKEN_FILE,
         names.CA_FILE: c.CA_FILE,
         names.PROCS: str(job.workers.procs),
@@ -255,11 +253,14 @@ def _mounts(job: Job, foreign: bool, working_dir: str) -> list[Json]:
 
 def _volumes(job: Job, foreign: bool) -> list[Json]:
     token = {"audience": names.TOKEN_AUDIENCE, "expirationSeconds": c.TOKEN_SECONDS, "path": posixpath.basename(c.TOKEN_FILE)}
-    annotation = {"path": posixpath.basename(c.CA_FILE), "fieldRef": {"fieldPath": f"metadata.annotations['{c.ANNOTATION_CA}']"}}
+    told = [
+        {"path": posixpath.basename(file), "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
+        for file, annotation in ((c.CA_FILE, c.ANNOTATION_CA), (c.COORDINATOR_FILE, c.ANNOTATION_COORDINATOR))
+    ]
     volumes: list[Json] = [
         {
             "name": c.VOLUME_IDENTITY,
-            "projected": {"sources": [{"serviceAccountToken": token}, {"downwardAPI": {"items": [annotation]}}]},
+            "projected": {"sources": [{"serviceAccountToken": token}, {"downwardAPI": {"items": told}}]},
         },
         {"name": c.VOLUME_HOME, "emptyDir": {}},
     ]

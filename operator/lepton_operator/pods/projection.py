@@ -25,6 +25,7 @@ class Pod:
     owner_name: str
     labelled_job: str
     ca: str  # digest of the CA that it was told to trust
+    coordinator: str  # the address at which it was told to find the coordinator; empty: it cannot be told another
     worker: Worker
 
     @property
@@ -77,6 +78,7 @@ def read_pod(body: Json) -> Pod:
         started=parse_time(started),
         template=str(annotations.get(c.ANNOTATION_TEMPLATE, "")),
         ended=parse_time(ended.get("finishedAt") or ""),
+        lingering=bool(ended) and status.get("phase") not in ("Succeeded", "Failed"),
     )
     return Pod(
         namespace=str(meta.get("namespace", "")),
@@ -84,6 +86,7 @@ def read_pod(body: Json) -> Pod:
         owner_name=owner_name,
         labelled_job=str(labels.get(c.LABEL_JOB_NAME, "")),
         ca=digest(str(annotations.get(c.ANNOTATION_CA, ""))),
+        coordinator=str(annotations.get(c.ANNOTATION_COORDINATOR, "")),
         worker=worker,
     )
 
@@ -126,18 +129,21 @@ def _signal(ended: Json) -> int | None:
 
 def _trouble(status: Json, scheduled: Json) -> tuple[str, str]:
     """What keeps the pod from running: (reason, the reporter's words); empty strings when nothing is known to."""
-    for group in ("initContainerStatuses", "containerStatuses"):
+    trainer = _status_of(status.get("containerStatuses"), c.CONTAINER_TRAINER).get("state") or {}
+    ended = trainer.get("terminated") or {}
+    if ended.get("reason") in ("StartError", "ContainerCannotRun"):
+        return str(ended["reason"]), f"container {c.CONTAINER_TRAINER}: {ended.get('message', '')}"
+    # Once the trainer has run, its neighbours are to blame for nothing: a sidecar that is stopped after it ends with 143.
+    for group in () if ended or "running" in trainer else ("initContainerStatuses", "containerStatuses"):
         for container in status.get(group) or ():
             state = container.get("state") or {}
             waiting = state.get("waiting") or {}
             if waiting.get("reason", "") not in WAITING_WITHOUT_TROUBLE:
                 return str(waiting["reason"]), f"container {container.get('name')}: {waiting.get('message') or waiting['reason']}"
-            ended = state.get("terminated") or {}
-            if group == "initContainerStatuses" and ended.get("exitCode"):
-                words = ended.get("message") or f"exit code {ended['exitCode']} ({ended.get('reason', 'Error')})"
+            failed = state.get("terminated") or {}
+            if group == "initContainerStatuses" and failed.get("exitCode"):
+                words = failed.get("message") or f"exit code {failed['exitCode']} ({failed.get('reason', 'Error')})"
                 return "InitContainerFailed", f"init container {container.get('name')}: {words}"
-            if container.get("name") == c.CONTAINER_TRAINER and ended.get("reason") in ("StartError", "ContainerCannotRun"):
-                return str(ended["reason"]), f"container {container.get('name')}: {ended.get('message', '')}"
     if scheduled.get("status") == "False":
         return str(scheduled.get("reason") or "Unschedulable"), str(scheduled.get("message") or "")
     if status.get("phase") == "Failed" and status.get("reason"):

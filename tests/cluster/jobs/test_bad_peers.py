@@ -73,10 +73,10 @@ def bound_to(pod: dict) -> list[str]:  # type: ignore[type-arg]
     return [f"--audience={AUDIENCE}", "--bound-object-kind=Pod", f"--bound-object-name={meta['name']}", f"--bound-object-uid={meta['uid']}"]
 
 
-def join(job: Training, pod: dict, proof: str) -> m.Join:  # type: ignore[type-arg]
+def join(job: Training, pod: dict, proof: str, worker: int = 0) -> m.Join:  # type: ignore[type-arg]
     uid = job.body()["metadata"]["uid"]
     key = f"{job.kubectl.namespace}/{job.name}"
-    return m.Join(m.VERSION, key, uid, 0, pod["metadata"]["uid"], "f" * 32, proof, "10.0.0.1", 1, m.State(seq=1))
+    return m.Join(m.VERSION, key, uid, worker, pod["metadata"]["uid"], "f" * 32, proof, "10.0.0.1", 1, m.State(seq=1))
 
 
 def test_whoever_cannot_prove_to_be_the_worker_is_refused(operator: Installation, trainings: Trainings, port: int) -> None:
@@ -84,6 +84,11 @@ def test_whoever_cannot_prove_to_be_the_worker_is_refused(operator: Installation
     before = job.steps_in_generation(1, 120)
     theirs = eventually(lambda: other.pods(ended=False), 60)[0]
     pod, authority = job.pods()[0], authority_of(job)
+    own = token(job, *bound_to(pod))
+    joins = {
+        "another job's worker, with a good token of its own": join(job, theirs, token(job, *bound_to(theirs))),
+        "a worker in another one's place": join(job, pod, own, worker=1),
+    }
     proofs = {
         "nonsense": "not-a-token",
         "of another audience": token(job, "--audience=somebody-else"),
@@ -91,15 +96,18 @@ def test_whoever_cannot_prove_to_be_the_worker_is_refused(operator: Installation
         "bound to no pod": token(job, f"--audience={AUDIENCE}"),
         "of another job's worker": token(job, *bound_to(theirs)),
         "of another worker of the job": token(job, *bound_to(job.pods()[1])),
-        "cut": token(job, *bound_to(pod))[:-4] + "AAAA",
+        "cut": own[:-4] + "AAAA",
     }
-    for what, proof in proofs.items():
+    expected = [(what, tried, m.UNKNOWN_WORKER) for what, tried in joins.items()]
+    expected += [(f"a token {what}", join(job, pod, proof), m.BAD_TOKEN) for what, proof in proofs.items()]
+    for what, tried, code in expected:
         with speaking(operator, port, authority) as connection:
-            connection.sendall(encode(join(job, pod, proof)))
+            connection.sendall(encode(tried))
             told = answers(connection)
-        assert told and isinstance(told[-1], m.Refused), f"{what}: {told}"
-        assert told[-1].code in (m.BAD_TOKEN, m.UNKNOWN_WORKER) and len(told[-1].message.split()) >= 4, f"{what}: {told}"
-        assert proof not in told[-1].message
+        (refused,) = told
+        assert isinstance(refused, m.Refused) and not refused.final, f"{what}: {told}"
+        assert refused.code == code and len(refused.message.split()) >= 4, f"{what}: {told}"
+        assert tried.token not in refused.message
     job.steps_on()
     assert sorted(job.ledger().generations) == sorted(before.generations)
     assert job.complete()["restarts"]["total"] == 0

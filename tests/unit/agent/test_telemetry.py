@@ -45,6 +45,18 @@ def test_counters_go_on_over_generations_and_levels_stay_until_the_next_report()
     assert (after.first_step, after.first_step_time, after.metrics) == (2, clock.now, {"accuracy": "0.9"})
 
 
+def test_metrics_of_ever_new_names_in_each_generation_do_not_make_messages_grow() -> None:
+    clock = Ticking()
+    meter = Meter(clock)
+    for generation in range(1, 101):
+        reporter, reader = slot(clock)
+        meter.begin(generation, [reader], None)
+        reporter.report(step=generation, metrics={f"round-{generation}/{name}": 1.0 for name in range(40)})
+        told = meter.progress().metrics
+    assert len(told) <= 64 and len(encode(Telemetry(meter.progress()))) < 8192
+    assert told["round-100/39"] == "1.0", "the newest are kept"
+
+
 def test_the_rate_is_taken_between_steps_and_falls_when_they_stop() -> None:
     clock = Ticking()
     meter = Meter(clock)

@@ -6,6 +6,7 @@ import pytest
 
 from builders.api_objects import job, job_body, owner, pod_body
 from builders.fake_api import status
+from lepton_operator import constants as c
 from lepton_operator.pods.api import Api, Expired
 from lepton_operator.pods.cache import JOBS, PODS, Cache
 from lepton_operator.pods.client import ClusterSubstrate
@@ -40,6 +41,9 @@ async def test_a_variable_of_ours_in_the_template_is_reported(fake, substrate):
     fake.answers = [created]
     template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "RANK", "value": "7"}]}]}}
     await substrate.create_worker(job(workers={"template": template}), "digits-0-aaaaa", 0)
+    async with asyncio.timeout(5):
+        while len(fake.requests) < 2:  # noqa: ASYNC110 - it is told in the background
+            await asyncio.sleep(0.005)
     _, (_, path, event) = fake.requests
     assert path.startswith("/apis/events.k8s.io/v1/") and event["reason"] == "EnvironmentIgnored" and "RANK" in event["note"]
 
@@ -224,9 +228,27 @@ async def test_a_new_ca_is_told_to_the_workers_of_this_installation_alone(fake, 
         cache.apply(JOBS, job_body(name=name, uid=f"job-{name}") | {"status": {"manager": manager}})
         cache.apply(PODS, pod_body(name=f"{name}-0-aaaaa", uid=f"pod-{name}", owners=[owner(uid=f"job-{name}", name=name)]))
     fake.answers = [(200, pod_body(name="mine-0-aaaaa", uid="pod-mine", version=300, owners=[owner(uid="job-mine", name="mine")]))]
-    assert await substrate.trust("a CA", "lepton/one") == 1
+    assert await substrate.introduce("a CA", "lepton/one") == 1
     ((method, path, _),) = fake.requests
     assert method == "PATCH" and path.endswith("/pods/mine-0-aaaaa")
+
+
+async def test_the_workers_of_a_job_that_was_taken_over_are_told_where_its_coordinator_is_now(fake, substrate, cache):
+    def made_by(address, version):
+        pod = pod_body(name="digits-0-aaaaa", version=version)
+        pod["metadata"]["annotations"] |= {c.ANNOTATION_CA: "a CA"} | ({c.ANNOTATION_COORDINATOR: address} if address else {})
+        return pod
+
+    here = substrate.defaults.coordinator
+    cache.apply(JOBS, job_body() | {"status": {"manager": "lepton/one"}})
+    cache.apply(PODS, made_by("tls://gone.elsewhere.svc:7443", 200))
+    fake.answers = [(200, made_by(here, 300))]
+    assert await substrate.introduce("a CA", "lepton/one") == 1
+    ((_, _, patch),) = fake.requests
+    assert patch["metadata"]["annotations"] == {c.ANNOTATION_CA: "a CA", c.ANNOTATION_COORDINATOR: here}
+    assert await substrate.introduce("a CA", "lepton/one") == 0, "what it knows costs nothing"
+    cache.apply(PODS, made_by("", 400))
+    assert await substrate.introduce("a CA", "lepton/one") == 0, "a pod of an older operator reads no such file"
 
 
 async def test_a_pod_that_is_gone_when_it_is_deleted_leaves_the_cache(fake, substrate, cache):

@@ -23,6 +23,13 @@ def test_what_identifies_an_installation_is_stable_and_complete():
 
 
 @pytest.mark.parametrize(
+    ("ips", "expected"), [("", ("10.0.0.1",)), ("10.0.0.1", ("10.0.0.1",)), ("10.0.0.1,fd00::1", ("10.0.0.1", "fd00::1"))]
+)
+def test_a_pod_may_have_an_address_of_each_family(ips, expected):
+    assert read_config(NEEDED, ENVIRONMENT | {"POD_IPS": ips}).pod_ips == expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
         ([], ENVIRONMENT, "--trainer-image is required"),

@@ -77,11 +77,25 @@ async def test_pods_that_run_or_say_it_themselves_are_not_asked_about(fake, api,
     assert fake.requests == []
 
 
-async def test_without_the_right_to_read_events_it_rests(fake, api, cache, caplog):
-    fake.answers = [status(403, "Forbidden", "cannot list events")]
-    async with diagnosing(api, cache) as (_, task):
-        await task
-    assert "grant `list` on events" in caplog.text and len(fake.requests) == 1
+async def test_a_namespace_whose_events_may_not_be_read_costs_the_others_nothing_and_is_told_once(fake, api, cache, caplog, monkeypatch):
+    monkeypatch.setattr(diagnosis, "AGAIN_SECONDS", 0.02)
+    for number in range(5):
+        cache.apply(PODS, pod_body(name=f"p-{number}", uid=f"theirs-{number}", namespace="closed", **STUCK))
+    fake.routes = {"/namespaces/closed/": status(403, "Forbidden", "cannot list events")}
+    fake.answers = [(200, {"items": []})]
+    async with diagnosing(api, cache):
+        await until(lambda: len([path for _, path, _ in fake.requests if "/namespaces/team/" in path]) >= 3)
+    assert caplog.text.count("grant `list` on events") == 1 and "namespace closed" in caplog.text
+    assert len([path for _, path, _ in fake.requests if "/namespaces/closed/" in path]) == 1
+
+
+async def test_a_right_that_is_granted_later_is_used(fake, api, cache, caplog, monkeypatch):
+    monkeypatch.setattr(diagnosis, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(diagnosis, "REFUSED_SECONDS", 0.1)
+    fake.answers = [status(403, "Forbidden", "cannot list events"), (200, {"items": [event("FailedMount", "x", "2026-11-25T03:00:00Z")]})]
+    async with diagnosing(api, cache) as (changed, _):
+        await until(lambda: changed)
+    assert caplog.text.count("grant `list` on events") == 1
 
 
 async def test_thousands_of_starting_pods_do_not_use_up_the_requests(fake, api, cache, monkeypatch):

@@ -74,3 +74,51 @@ async def test_an_event_that_is_refused_is_logged_and_not_raised(fake, recorder,
     fake.answers = [status(403, "Forbidden", "exceeded quota: count/events")]
     await recorder.emit(job(), warning("no room"))
     assert "no room" in caplog.text and "exceeded quota" in caplog.text
+
+
+@pytest.mark.parametrize("busy", [status(429, "TooManyRequests", "slow down"), status(503, "ServiceUnavailable", "no etcd")])
+async def test_what_found_a_busy_server_is_told_later_and_nobody_waits_for_it(fake, recorder, monkeypatch, busy):
+    monkeypatch.setattr(events, "RETRY_SECONDS", 0.05)
+    code, body = busy
+    fake.answers = [(code, body, {"Retry-After": "0"})] * 3 + [(201, {})]
+    await recorder.emit(job(), warning("no room"))
+    assert len(fake.requests) == 1, "the caller is back after the first try"
+    await until(lambda: len(fake.requests) == 4)
+    assert {body["note"] for _, _, body in fake.requests} == {"no room"}
+    assert len({body["metadata"]["name"] for _, _, body in fake.requests}) == 1, "a try whose answer was lost makes no second Event"
+
+
+async def test_while_a_server_is_busy_repeats_are_counted_and_the_newest_is_what_is_told(fake, recorder, monkeypatch):
+    monkeypatch.setattr(events, "RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(events, "FIRST_GAP", 0.4)
+    fake.answers = [status(503, "ServiceUnavailable", "no etcd"), (201, {})]
+    await recorder.emit(job(), warning("pod 0 refused"))
+    for _ in range(4):
+        await recorder.emit(job(), warning("pod 1 refused"))
+    await until(lambda: len(fake.requests) == 2)
+    assert fake.requests[1][2]["note"] == "pod 1 refused"
+    for _ in range(4):
+        await recorder.emit(job(), warning("pod 1 refused"))
+    await until(lambda: len(fake.requests) == 3)
+    assert fake.requests[2][0] == "PATCH" and fake.requests[2][2]["series"]["count"] == 5
+
+
+async def test_a_try_that_arrived_although_its_answer_was_lost_is_no_error(fake, recorder, monkeypatch, caplog):
+    monkeypatch.setattr(events, "RETRY_SECONDS", 0.01)
+    fake.answers = [(503, {}, {"Retry-After": "0"}), status(409, "AlreadyExists", "it is there"), (200, {})]
+    await recorder.emit(job(), warning("no room"))
+    await until(lambda: len(fake.requests) == 2)
+    await asyncio.sleep(0.05)
+    assert len(fake.requests) == 2 and "could not be written" not in caplog.text
+
+
+async def test_news_that_finds_no_answer_for_long_is_given_up_with_a_line_in_the_log(fake, recorder, monkeypatch, caplog):
+    monkeypatch.setattr(events, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(events, "GIVE_UP_SECONDS", 0.3)
+    fake.answers = [(503, {"message": "no etcd"}, {"Retry-After": "0"})]
+    await recorder.emit(job(), warning("no room"))
+    await until(lambda: "could not be written" in caplog.text)
+    tries = len(fake.requests)
+    assert 2 <= tries < 20, "with growing pauses"
+    await asyncio.sleep(0.1)
+    assert len(fake.requests) == tries and "no room" in caplog.text

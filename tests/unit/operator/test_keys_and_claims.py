@@ -108,3 +108,20 @@ async def test_a_lease_that_never_was_is_waited_for_as_long(fake, api, monkeypat
         await until(lambda: fake.requests)
         assert not claimants.gone("other/release")
         await until(lambda: claimants.gone("other/release"))
+
+
+async def test_a_claimant_that_nobody_asks_about_any_more_is_not_looked_for(fake, api, monkeypatch):
+    monkeypatch.setattr(claims, "FORGET_SECONDS", 0.1)
+    monkeypatch.setattr(claims, "CHECK_SECONDS", 0.01)
+    fake.answers = [lease(400)]
+    claimants = Claimants(api, "lepton/own", lambda: None)
+    claimants.gone("old/release")
+    async with running(claimants.run()):
+        await until(lambda: claimants.gone("asked/release") and any("/old/" in path for _, path, _ in fake.requests))
+        began = time.monotonic()
+        while time.monotonic() - began < 0.2:
+            assert claimants.gone("asked/release"), "what is asked about is kept"
+            await asyncio.sleep(0.005)
+        fake.requests.clear()
+        await until(lambda: claimants.gone("asked/release") and len(fake.requests) >= 3)
+        assert not [path for _, path, _ in fake.requests if "/old/" in path]

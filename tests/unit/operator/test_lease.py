@@ -310,3 +310,36 @@ def test_a_partition_stops_the_leader_before_its_lease_is_over(monkeypatch: pyte
         http.silent.clear()
         assert first.acquired.wait(5)
         first.keeper.stop()
+
+
+def test_a_term_lasts_while_nobody_else_has_led() -> None:
+    time, store = Time(), LeaseStore()
+    first, second = two(time, store)
+    term = first.keeper.term
+    store.away = True
+    time.mono += DURATION_SECONDS
+    first.turn()
+    assert not first.leading
+    store.away = False
+    assert first.turn().leading and first.keeper.term == term, "only the API server was away"
+    second.turn()  # it sees the renewal
+    time.mono += 2 * DURATION_SECONDS
+    assert second.turn().leading
+    first.turn().turn()  # its renewal conflicts, so it looks
+    time.mono += 2 * DURATION_SECONDS
+    assert first.turn().leading and first.keeper.term > term
+
+
+def test_who_takes_over_knows_since_when_nobody_led() -> None:
+    time, store = Time(), LeaseStore()
+    first, second = two(time, store)
+    time.mono += RENEW_SECONDS
+    first.turn()
+    second.turn()
+    died = time.mono
+    time.mono += DURATION_SECONDS
+    assert second.turn().leading
+    assert second.keeper.unled_since == died
+    time.mono += RENEW_SECONDS
+    second.turn()
+    assert second.keeper.unled_since == died, "renewals change nothing"

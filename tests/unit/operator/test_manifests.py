@@ -113,19 +113,24 @@ def test_the_agent_learns_who_and_where_it_is():
     values = env(build(index=1, workers={"procsPerWorker": 4}))
     assert values[names.WORKER_UID] == {"fieldRef": {"fieldPath": "metadata.uid"}}
     assert values[names.HOST] == {"fieldRef": {"fieldPath": "status.podIP"}}
-    assert values[names.COORDINATOR] == DEFAULTS.coordinator
     assert (values[names.PROCS], values[names.WORKER_INDEX], values[names.GRACE_SECONDS]) == ("4", "1", "30")
 
 
-def test_token_and_ca_come_by_a_volume_that_is_renewed_in_place():
+def test_token_ca_and_the_coordinators_address_come_by_a_volume_that_is_renewed_in_place():
     pod = build()
-    token, ca = volume(pod, c.VOLUME_IDENTITY)["projected"]["sources"]
+    token, told = volume(pod, c.VOLUME_IDENTITY)["projected"]["sources"]
     assert token["serviceAccountToken"]["audience"] == names.TOKEN_AUDIENCE
     assert token["serviceAccountToken"]["expirationSeconds"] == 3600
-    assert ca["downwardAPI"]["items"][0]["fieldRef"]["fieldPath"] == f"metadata.annotations['{c.ANNOTATION_CA}']"
-    assert pod["metadata"]["annotations"][c.ANNOTATION_CA] == "PEM"
+    folder = mount(pod, c.VOLUME_IDENTITY)["mountPath"]
+    files = {f"{folder}/{item['path']}": item["fieldRef"]["fieldPath"] for item in told["downwardAPI"]["items"]}
+    for file, annotation, value in (
+        (env(pod)[names.CA_FILE], c.ANNOTATION_CA, "PEM"),
+        (env(pod)[names.COORDINATOR].removeprefix("file:"), c.ANNOTATION_COORDINATOR, DEFAULTS.coordinator),
+    ):
+        assert files[file] == f"metadata.annotations['{annotation}']"
+        assert pod["metadata"]["annotations"][annotation] == value
     assert pod["spec"]["automountServiceAccountToken"] is False
-    assert env(pod)[names.TOKEN_FILE].startswith(mount(pod, c.VOLUME_IDENTITY)["mountPath"])
+    assert env(pod)[names.TOKEN_FILE].startswith(folder)
 
 
 def test_a_pod_passes_restricted_pod_security_and_has_a_home():

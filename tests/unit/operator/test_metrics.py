@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lepton_operator.decision.goodput import PRODUCTIVE, RECOVERING, Account, Counters
-from lepton_operator.metrics import Metrics
+from lepton_operator.metrics import Deletions, Metrics
 from lepton_operator.probes import ProbeServer
 from lepton_operator.reconciler import JobSummary
 from lepton_trainer.agent import settings, telemetry
@@ -143,3 +143,22 @@ async def test_readiness_says_why_not_and_liveness_does_not_depend_on_it(world):
     assert (await get(world, "/healthz"))[0] == 200
     world.ready = ""
     assert (await get(world, "/readyz"))[0] == 200
+
+
+def test_a_deletion_that_no_leader_saw_is_counted_by_the_next_one_and_each_only_once():
+    counter = Metrics().deleted
+    deletions = Deletions(counter)
+    deletions.seen(1, leads=False, mono=100.0)  # the leader of that time has counted it
+    deletions.seen(2, leads=False, mono=103.0)
+    deletions.led_from_here(101.0)
+    assert counter._value.get() == 2
+    deletions.seen(1, leads=True, mono=110.0)
+    deletions.led_from_here(101.0)
+    assert counter._value.get() == 3
+
+
+def test_a_standby_does_not_keep_in_mind_what_was_deleted_long_ago():
+    deletions = Deletions(Metrics().deleted)
+    for second in range(10_000):
+        deletions.seen(1, leads=False, mono=float(second))
+    assert len(deletions._uncounted) <= 601

@@ -37,6 +37,32 @@ def test_the_phase_is_that_of_the_trainer_container(phase, state, expected):
 
 
 @pytest.mark.parametrize(
+    ("phase", "state", "lingering"),
+    [
+        ("Running", {"running": {"startedAt": "2026-11-25T03:00:05Z"}}, False),
+        ("Running", terminated(0), True),
+        ("Running", terminated(1), True),
+        ("Pending", terminated(1), True),  # the sidecar's image is still pulled
+        ("Succeeded", terminated(0), False),
+        ("Failed", terminated(1), False),
+        ("Failed", {}, False),
+    ],
+)
+def test_a_pod_whose_trainer_has_ended_and_which_runs_on_lingers(phase, state, lingering):
+    assert worker(phase=phase, state=state).lingering is lingering
+
+
+@pytest.mark.parametrize("phase", ["Running", "Failed"])
+def test_a_sidecar_that_is_stopped_after_the_trainer_is_not_why_it_failed(phase):
+    """The kubelet ends native sidecars once the trainer has ended, most of them with 143."""
+    sidecar = [{"name": "shipper", "state": terminated(143)}]
+    assert worker(phase=phase, state=terminated(1), initContainerStatuses=sidecar).trouble == ""
+    restarting = [{"name": "shipper", "state": waiting("CrashLoopBackOff", "back-off 10s")}]
+    assert worker(initContainerStatuses=restarting).trouble == ""
+    assert worker(phase="Pending", state=waiting("PodInitializing"), initContainerStatuses=sidecar).trouble == "InitContainerFailed"
+
+
+@pytest.mark.parametrize(
     ("pod", "reason", "words"),
     [
         ({"state": waiting("ImagePullBackOff", "Back-off pulling image x")}, "ImagePullBackOff", "Back-off pulling image x"),

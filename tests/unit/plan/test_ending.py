@@ -131,3 +131,77 @@ def test_results_hold_when_pods_are_collected_one_by_one() -> None:
         sim.delete_pod(uid)
     sim.decide()
     assert true(sim, conditions.COMPLETE) and sim.created == 3
+
+
+def linger(sim: Simulation, uid: str, exit_code: int = 0) -> None:
+    """The trainer container has ended; a sidecar runs on, so the pod does."""
+    phase = Phase.FAILED if exit_code else Phase.SUCCEEDED
+    sim.workers[uid] = replace(sim.workers[uid], phase=phase, exit_code=exit_code, ended=sim.wall, lingering=True)
+    sim._drop(uid)
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_a_sidecar_that_runs_for_ever_does_not_keep_a_job_from_being_finished_and_the_user_is_told(success: bool) -> None:
+    sim = ended(success)
+    for uid in list(sim.agents):
+        linger(sim, uid, 0 if success else 1)
+    assert sim.decide().delete == () and not true(sim, conditions.FINISHED)
+    sim.tick(14.0)
+    assert sim.decide().delete == () and not true(sim, conditions.FINISHED), "its pods still run"
+    sim.tick(float(sim.wake or 0))
+    decided = sim.decide()
+    assert len(decided.delete) == 2 and {e.reason for e in decided.events} == {"SidecarRunsOn"}
+    assert "restartPolicy: Always" in decided.events[0].message
+    sim.decide()
+    assert true(sim, conditions.FINISHED)
+
+
+def test_a_deleted_pod_whose_sidecar_takes_its_time_is_waited_for_and_not_deleted_again() -> None:
+    sim = ended()
+    for uid in list(sim.agents):
+        linger(sim, uid)
+        sim.mark_deleting(uid)
+    sim.tick(100.0)
+    assert sim.decide().delete == () and not true(sim, conditions.FINISHED)
+
+
+@pytest.mark.parametrize("minimum", [1, 2])
+def test_the_pod_of_a_failed_worker_is_deleted_although_its_sidecar_runs_on(minimum: int) -> None:
+    """It holds the room that its replacement needs, whether the group goes on without it or waits for it."""
+    sim = Simulation(2, minimum)
+    sim.settle(rounds=4)
+    sim.step(5)
+    lost = list(sim.agents)[1]
+    linger(sim, lost, 1)
+    assert lost not in {d.worker.uid for d in sim.decide().delete}
+    sim.tick(16.0)
+    assert lost in {d.worker.uid for d in sim.decide().delete}
+    assert sim.status.restarts.total == 1, "its end was counted once"
+
+
+def test_a_worker_that_succeeded_is_kept_while_its_group_goes_on_and_goes_when_the_group_breaks() -> None:
+    """A new leader must be able to tell that it had ended well."""
+    sim = Simulation(2)
+    sim.settle(rounds=4)
+    first, second = list(sim.agents)
+    sim.end_ranks(first, exit_code=0)
+    sim.decide()
+    linger(sim, first)
+    sim.tick(60.0)
+    assert sim.decide().delete == ()
+    sim.restart_operator()
+    assert sim.decide().delete == ()
+    sim.kill_pod(second)
+    assert [d.worker.uid for d in sim.decide().delete] == [first]
+
+
+def test_a_new_leader_still_knows_what_a_finished_job_spent() -> None:
+    sim = ended()
+    sim.settle(rounds=5)
+    spent = sim.operators[0].memory.account.seconds
+    assert sum(spent.values()) > 0
+    sim.restart_operator()
+    sim.decide()
+    assert {cause: round(seconds) for cause, seconds in sim.operators[0].memory.account.seconds.items()} == {
+        cause: round(seconds) for cause, seconds in spent.items()
+    }

@@ -93,6 +93,45 @@ def test_two_failures_before_a_step_are_one_interruption_that_began_with_the_fir
     assert sim.status.goodput.mean_recovery_seconds == pytest.approx(4.0, abs=0.1)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_steps_of_a_generation_that_soon_died_are_counted_and_only_those(late: bool) -> None:
+    """The second generation makes steps 8 and 9 of 10 again; that it did is heard with its end, or only when the third is made."""
+    sim = Simulation(2)
+    sim.settle(rounds=4)
+    stepping(sim, 1, 10)
+    victim = next(iter(sim.agents))
+    sim.end_ranks(victim)
+    sim.settle(rounds=2)
+    before = {uid: agent.progress for uid, agent in sim.agents.items()}
+    sim.step(8)
+    sim.step(9)
+    heard = {uid: agent.progress for uid, agent in sim.agents.items()}
+    sim.end_ranks(victim)
+    if late:
+        for uid, agent in sim.agents.items():
+            agent.progress = before[uid]
+        sim.decide()
+        for uid, agent in sim.agents.items():
+            agent.progress = heard[uid]
+    sim.settle(rounds=2)
+    assert sim.operators[0].memory.account.recomputed_steps == 3, "the second began behind steps 8, 9 and 10"
+    sim.step(8)
+    sim.decide()
+    assert sim.operators[0].memory.account.recomputed_steps == 5, "the third began behind steps 8 and 9"
+
+
+def test_another_leader_counts_no_step_again() -> None:
+    sim = Simulation(2)
+    sim.settle(rounds=4)
+    stepping(sim, 1, 10)
+    sim.end_ranks(next(iter(sim.agents)))
+    sim.settle(rounds=2)
+    stepping(sim, 8, 5)
+    sim.restart_operator()
+    stepping(sim, 13, 5)
+    assert sim.operators[0].memory.account.recomputed_steps == 3
+
+
 def test_an_account_survives_its_way_through_the_status() -> None:
     account = Account().advance("starting", 10.0).advance("productive", 15.0).advance("recovering", 35.0).advance("", 36.0)
     account = account.recovered(0.5).recovered(1.5).recomputed(7, 224)

@@ -281,3 +281,14 @@ def test_workers_that_never_joined_do_not_delay_the_next_generation_of_the_other
     sim.end_ranks(uid_of(sim, 0))
     sim.decide()
     assert sim.status.rendezvous.generation == number + 1
+
+
+def test_a_deleted_pod_is_named_as_it_was_called_and_so_is_its_node() -> None:
+    sim = running(3, 2)
+    lost = sim.workers[uid_of(sim, 1)]
+    sim.delete_pod(lost.uid)
+    sim.decide()
+    failure = sim.status.last_failure
+    assert failure is not None and failure.reason == "PodDeleted"
+    assert (failure.worker, failure.node) == (lost.name, "n1")
+    assert f"({lost.name} on node n1)" in failure.message

@@ -17,9 +17,13 @@ elif not getattr(sys.flags, "safe_path", False) and sys.path and sys.path[0] in 
 
 def main(arguments: "list[str]") -> int:
     if len(arguments) == 2 and arguments[0] == "install":
-        from lepton_trainer.agent.install import install
+        from lepton_trainer.agent.install import InstallError, install
 
-        install(arguments[1])
+        try:
+            install(arguments[1])
+        except InstallError as error:
+            print(f"lepton agent: {error}", file=sys.stderr)
+            return 1
         return 0
     if not arguments or arguments[0] != "--":
         print("usage: python -m lepton_trainer.agent -- COMMAND [ARGUMENT...]", file=sys.stderr)

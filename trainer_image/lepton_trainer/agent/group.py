@@ -206,6 +206,11 @@ def cannot_write(settings: Settings, rank: int, error: OSError) -> ProcessExit:
     return ProcessExit(rank=rank, local_rank=0, exit_code=126, error=text, log_tail=text, time=time.time())
 
 
+def no_store(rank: int, why: str) -> ProcessExit:
+    """The exit of a master whose generation has no store to meet at."""
+    return ProcessExit(rank=rank, local_rank=0, exit_code=1, error=why, log_tail=why, time=time.time())
+
+
 def rank_environment(base: Mapping[str, str], settings: Settings, order: Order, local_rank: int, agent_store: bool) -> Dict[str, str]:
     """torchrun's variables and Lepton's; of the defaults a value that the user set wins."""
     rank = order.rank_offset + local_rank

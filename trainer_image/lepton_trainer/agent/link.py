@@ -51,6 +51,7 @@ class Link:
         self.telemetry_seconds = m.Welcome(m.VERSION).telemetry_seconds
         self._silence = m.Welcome(m.VERSION).silence_seconds
         self._said = ""
+        self._where = settings.coordinator  # as it was last read
 
     @property
     def alone(self) -> float:
@@ -88,7 +89,7 @@ class Link:
                 self._drop()
             failures = 0 if was_connected else failures + 1
             if why != self._said:
-                self._say(f"no coordinator at {self._settings.coordinator}: {why}; training goes on, trying again")
+                self._say(f"no coordinator at {self._where}: {why}; training goes on, trying again")
                 self._said = why
             if hint:
                 await asyncio.sleep(random.uniform(0.5, 1.0) * hint)
@@ -162,6 +163,7 @@ class Link:
         address = self._settings.coordinator
         if address.startswith("file:"):
             address = Path(urlsplit(address).path).read_text().strip()
+        self._where = address
         scheme, _, rest = address.partition("://")
         host, port = split_host_port(rest)
         if scheme == "tcp":

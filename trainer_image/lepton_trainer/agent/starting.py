@@ -38,14 +38,10 @@ class Starter:
         return self.warm is not None
 
     async def open_store(self) -> int:
-        """The port of a store that is open, or one that rank 0 can open."""
+        """The port of a store that is open, or one that rank 0 can open. Raises `Cold`: no rank would open one, and there is none."""
         if self.warm is None:
             return g.free_port()
-        try:
-            return await self.warm.open_store() or g.free_port()
-        except Cold as cold:
-            self.cold_start = str(cold)
-            return g.free_port()
+        return await self.warm.open_store() or g.free_port()
 
     async def start(self, group: Group, matcher: Optional[LogMatcher]) -> None:
         """Starts the ranks one after the other, until one has failed."""

@@ -65,6 +65,7 @@ class Supervisor:
         self._store_port = 0
         self._refusal = ""
         self._leaving = ""
+        self._left: Optional[float] = None  # monotonic, when it was told to
         self._timings: Dict[str, float] = {"agent_start": time.time()}
         self._verdict: Optional[str] = None
         self._reason = ""
@@ -235,8 +236,12 @@ class Supervisor:
             self._verdict = order.shutdown
             self._replace_work(self._shut_down(order.grace_seconds))
         elif order.generation > max(self._generation, self._highest):
-            self._timings.update(order=time.time())
             self._highest = order.generation
+            if self._leaving:  # the order was on its way when it was told to
+                self._kill()
+                self._refuse(f"this worker is leaving ({self._leaving}): generation {order.generation} goes on without it")
+                return
+            self._timings.update(order=time.time())
             self._order = order  # at once: the start may come in the same read, before the task below has run
             self._kill()
             self._replace_work(self._prepare(order))
@@ -246,10 +251,12 @@ class Supervisor:
                 self._replace_work(self._start())
             self._stopping.follow(order.stop)
         elif order.generation and order.generation < self._highest:
-            refusal = f"generation {order.generation} is older than {self._highest}"
-            if refusal != self._refusal:
-                self._refusal = refusal
-                self._tell()
+            self._refuse(f"generation {order.generation} is older than {self._highest}")
+
+    def _refuse(self, refusal: str) -> None:
+        if refusal != self._refusal:
+            self._refusal = refusal
+            self._tell()
 
     def _replace_work(self, work: "Coroutine[Any, Any, None]") -> None:
         if self._work is not None:
@@ -262,14 +269,22 @@ class Supervisor:
         await self._emptied()
         self._timings["killed"] = time.time()
         if self._group is not None:
-            self._group.close()
-            self._meter.end()
-            self._group = None
             self._link.send(m.Telemetry(self._meter.progress()))  # how far the older one came, before anything of the new one
+            self._meter.end()
+            self._group.close()
+            self._group = None
         self._stopping.begin(None)
         self._store_port = 0  # the older one's is never told with a newer state while ours opens
-        self._store_port = await self._starter.open_store() if order.group_rank == 0 else 0
+        no_store = ""
+        try:
+            self._store_port = await self._starter.open_store() if order.group_rank == 0 else 0
+        except Cold as cold:
+            no_store = str(cold)
         self._generation, self._told = order.generation, order
+        if no_store:  # the ranks of all workers would wait for it in vain
+            self._group = Group(order, self._settings, self._starter.uses_agent_store, exits=[g.no_store(order.rank_offset, no_store)])
+            self._fail()
+            return
         self._phase = m.PREPARED
         self._timings["prepared"] = time.time()
         self._tell()
@@ -301,6 +316,7 @@ class Supervisor:
         self._stopping.follow(self._order.stop)
 
     async def _shut_down(self, grace: float) -> None:
+        grace = min(grace, self._patience())  # whoever says so may delete the pod at the same moment
         if self._group is not None and self._group.living and grace > 0:
             self._group.terminated = True
             self._group.signal(signal.SIGTERM)
@@ -319,22 +335,26 @@ class Supervisor:
                 self._end(EXIT_LEFT, "interrupted twice")
             return
         self._leaving = why
+        self._left = time.monotonic()
         self._tell()
         self._spawn(self._leave())
 
-    async def _leave(self) -> None:
-        """Ends within the grace period: ranks stop together where the script can, else SIGTERM; SIGKILL at our own deadline."""
+    def _patience(self) -> float:
+        """Seconds that ranks can still be given to end by themselves: the pod's grace period less a margin, from the SIGTERM on."""
         grace = self._settings.grace_seconds
         seconds = max(grace - DEADLINE_MARGIN_SECONDS, grace / 2)
+        return seconds if self._left is None else self._left + seconds - time.monotonic()
+
+    async def _leave(self) -> None:
+        """Ends within the grace period: ranks stop together where the script can, else SIGTERM; SIGKILL at our own deadline."""
         group = self._group
         if group is not None and group.living:
-            deadline = time.monotonic() + seconds
             if group.can_stop and self._link.connected:
-                await self._clearing.ended(group, seconds, lambda: not group.stop_committed and self._link.alone > ALONE_SECONDS)
+                await self._clearing.ended(group, self._patience(), lambda: not group.stop_committed and self._link.alone > ALONE_SECONDS)
             if group.living:
                 group.terminated = True
                 group.signal(signal.SIGTERM)
-                await self._clearing.ended(group, deadline - time.monotonic())
+                await self._clearing.ended(group, self._patience())
         await self._link.flush(0.5)
         await asyncio.sleep(0.2)  # a verdict may be on its way
         if self._work is None or self._work.done() or self._verdict is None:

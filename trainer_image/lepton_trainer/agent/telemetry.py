@@ -15,7 +15,7 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Pattern
 from lepton_trainer.agent.settings import Settings
 from lepton_trainer.protocol.messages import Notice, Progress
 from lepton_trainer.protocol.patterns import LINE_LIMIT, number
-from lepton_trainer.protocol.slot import BUCKET_COUNT, LARGEST, NOTICES, SIZE, STEP_BUCKETS, SlotReader, Snapshot
+from lepton_trainer.protocol.slot import BUCKET_COUNT, LARGEST, METRICS_LIMIT, NOTICES, SIZE, STEP_BUCKETS, SlotReader, Snapshot
 from lepton_trainer.report import Reporter
 
 RATE_WINDOW_SECONDS = 10.0
@@ -79,7 +79,7 @@ class Meter:
             step_seconds=statistics.median(now.recent) if now.recent else before.step_seconds,
             checkpoint_step=now.checkpoint_step if now.checkpoint_step is not None else before.checkpoint_step,
             checkpoint_path=now.checkpoint or before.checkpoint_path,
-            metrics={**before.metrics, **now.metrics},
+            metrics=_newest(before.metrics, now.metrics),
             reported=before.reported or self._chosen is not None,
             notices=self._notices(),
         )
@@ -140,6 +140,12 @@ class Meter:
             total += count
             cumulative.append(total)
         return cumulative, self._before_seconds + now.seconds, total
+
+
+def _newest(before: Dict[str, str], now: Dict[str, str]) -> Dict[str, str]:
+    """Of the metrics of all generations those reported last: a script may find new names in each, and a message has its limits."""
+    both = {**{name: value for name, value in before.items() if name not in now}, **now}
+    return dict(list(both.items())[-METRICS_LIMIT:])
 
 
 class LogMatcher:

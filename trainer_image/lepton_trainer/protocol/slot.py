@@ -70,6 +70,15 @@ NOTICES = 4
 NOTICE_LIMIT = 400
 """So many notices are kept, the newest of each reason, and so many bytes of JSON of each one's sentence."""
 
+METRICS_LIMIT = 64
+"""Names of metrics that are kept; of more, those that were reported last."""
+METRIC_NAME_LIMIT = 200
+"""Characters of such a name, as JSON."""
+METRICS_SPACE = 1536
+"""Characters of all names and values, as JSON."""
+CHECKPOINT_LIMIT = TEXT_LIMIT - METRICS_SPACE - 40
+"""Characters of a checkpoint's path, as JSON: it is told even where the metrics fill their room."""
+
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 """Seconds; upper bounds of the histogram of step times."""
 

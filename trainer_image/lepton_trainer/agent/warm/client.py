@@ -1,6 +1,7 @@
 """The agent's side of the warm parent: starts it in the background, asks it for ranks and stores, starts another when it went bad."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -65,6 +66,7 @@ class WarmParent:
         self._no_torch = False
         self._number = 0
         self._waiting: "Dict[int, Tuple[asyncio.Future[Dict[str, Any]], Callable[[Dict[str, Any]], None]]]" = {}
+        self._late: Set[int] = set()  # requests that nobody waits for any more, of this parent
         self._ready = asyncio.Event()
         self._requests = self._answers = -1
         self._buffer = b""
@@ -76,6 +78,7 @@ class WarmParent:
         """Starts a parent; it is ready some seconds later."""
         self._parents += 1
         self._ready.clear()
+        self._late.clear()
         self._why_cold = ""
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
@@ -93,6 +96,12 @@ class WarmParent:
 
     def _spawn(self, requests: int, answers: int, store_only: bool = False) -> int:
         """A parent (or a store alone) that reads `requests` and writes `answers`, which is closed here. Raises `Cold`."""
+        try:
+            return self._execute(requests, answers, store_only)
+        finally:
+            os.close(answers)
+
+    def _execute(self, requests: int, answers: int, store_only: bool) -> int:
         python = shutil.which(self._settings.command[0], path=self._base.get("PATH"))
         if python is None:
             raise Cold(f"{self._settings.command[0]!r} was not found")
@@ -115,7 +124,6 @@ class WarmParent:
             raise Cold(f"{python} cannot be executed ({error.strerror})") from None
         finally:
             os.close(nothing)
-            os.close(answers)
 
     def _never(self, why: str) -> None:
         self._why_cold = why
@@ -151,6 +159,7 @@ class WarmParent:
         """The ranks of every worker expect a store in a process of its own, so there is one even where the parent cannot be forked."""
         answers_read, answers = os.pipe()
         os.set_blocking(answers_read, False)
+        pid, why = 0, f"nothing was heard of it for {READY_SECONDS:g} s"
         try:
             pid = self._spawn(answers, answers, store_only=True)
             deadline = time.monotonic() + READY_SECONDS
@@ -160,13 +169,22 @@ class WarmParent:
                 except BlockingIOError:
                     await asyncio.sleep(0.01)
                     continue
-                answer = json.loads(line or b"{}")
+                answer = json.loads(line) if line else {}
                 if "port" in answer:
-                    return {"pid": pid, "port": answer["port"]}
+                    store, pid = pid, 0
+                    return {"pid": store, "port": answer["port"]}
+                why = str(answer.get("why", "its process ended"))
                 break
-            raise Cold("no store could be started")
+            raise Cold(f"no store could be started: {why}")
         finally:
             os.close(answers_read)
+            if pid:
+                processes.send([pid], 9)
+
+    def _forget_store(self, pid: int) -> None:
+        """It has ended: its number may soon be another's, which is not ours to kill."""
+        if pid == self.store_pid:
+            self.store_pid = 0
 
     def close_store(self) -> None:
         if self.store_pid:
@@ -186,18 +204,25 @@ class WarmParent:
             asyncio.get_running_loop().call_later(LEARN_SECONDS, self._learn, imports, self.pid)
 
     def _learn(self, path: str, pid: int) -> None:
-        if self.pid == pid and self._ready.is_set() and not self._why_cold and os.path.exists(path):
-            self._send({"op": "preload", "file": path})
+        if self.pid == pid and self._ready.is_set() and not self._why_cold and not self._late and os.path.exists(path):
+            with contextlib.suppress(Cold):  # it ends just now, and the next one learns from the next start
+                self._send({"op": "preload", "file": path})
 
     async def _ask(self, request: Dict[str, Any], first: Callable[[Dict[str, Any]], None]) -> Dict[str, Any]:
+        if self._late:  # what is not read fills the pipe, and then we would wait as it does
+            raise Cold("the warm parent still owes an older answer")
         self._number += 1
+        number = self._number
         future: "asyncio.Future[Dict[str, Any]]" = asyncio.get_running_loop().create_future()
-        self._waiting[self._number] = (future, first)
-        self._send({**request, "id": self._number})
+        self._waiting[number] = (future, first)
         try:
+            self._send({**request, "id": number})
             return await asyncio.wait_for(future, ANSWER_SECONDS)
         except asyncio.TimeoutError:
+            self._late.add(number)
             raise Cold(f"the warm parent did not answer within {ANSWER_SECONDS:g} s") from None
+        finally:
+            self._waiting.pop(number, None)
 
     def _send(self, request: Dict[str, Any]) -> None:
         try:
@@ -219,6 +244,7 @@ class WarmParent:
     def _take(self, answer: Dict[str, Any]) -> None:
         if "ended" in answer:
             exit_code, number = processes.split_status(int(answer["status"]))
+            self._forget_store(int(answer["ended"]))
             self._on_ended([Ended(int(answer["ended"]), exit_code, number)])
         elif "ready" in answer:
             self.ready_time = time.time()
@@ -229,8 +255,9 @@ class WarmParent:
             self._resolve(answer)
 
     def _resolve(self, answer: Dict[str, Any]) -> None:
-        number = answer.get("forked") or answer.get("store") or answer.get("cold")
-        future, first = self._waiting.pop(int(number or 0), (None, None))
+        number = int(answer.get("forked") or answer.get("store") or answer.get("cold") or 0)
+        self._late.discard(number)
+        future, first = self._waiting.pop(number, (None, None))
         if future is None or first is None or future.done():
             # Nobody waits any more: what was made for a generation that is over already.
             if "pid" in answer:
@@ -263,15 +290,17 @@ class WarmParent:
 
     def is_end(self, entry: Ended) -> bool:
         """Whether `entry` is our parent's end; if so another is started."""
+        self._forget_store(entry.pid)
         if entry.pid != self.pid:
             return False
-        self._read()
         self.pid = 0
+        self._read()  # its last words, which may have started another already
         for future, _ in self._waiting.values():
             if not future.done():
                 future.set_exception(Cold("the warm parent ended"))
         self._waiting.clear()
-        if not self._why_cold:
+        self._late.clear()
+        if not self.pid and not self._why_cold:
             self._say(f"the warm parent ended ({entry.exit_code if entry.signal is None else processes.signal_name(entry.signal)})")
             self._restart()
         return True

@@ -206,7 +206,8 @@ def become_rank(request: Dict[str, Any], env: Dict[str, str], target: Dict[str, 
 
 def serve_store(number: int, answers: int, requests: int) -> None:
     """In the child: the rendezvous store of one generation, until it is killed. Does not return."""
-    os.close(requests)
+    if requests != answers:  # a store that is started alone has only one
+        os.close(requests)
     try:
         rendezvous: Any = sys.modules["torch.distributed.rendezvous"]
         store = rendezvous.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)

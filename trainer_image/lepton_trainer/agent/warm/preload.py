@@ -16,6 +16,8 @@ from typing import Any, Dict, List, Optional, Sequence, Set
 
 BASE = ("torch", "torch.distributed", "torch.nn.parallel", "torch._dynamo")
 FILE_LIMIT = 50
+RECORD_LIMIT = 10_000
+"""Modules that are written down of one rank."""
 NEVER = ("__main__", "antigravity", "this", "idlelib", "turtle", "torch_xla")
 
 
@@ -120,14 +122,19 @@ def _top_level_imports(path: str) -> List[str]:
 
 
 class _Recorder:
-    """First on sys.meta_path: writes down every module that is not loaded yet and finds none itself."""
+    """First on sys.meta_path: writes down every module that is not loaded yet and finds none itself.
+
+    Each once: a module that is not there is asked for again and again, by some scripts at every step.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._pid = os.getpid()
+        self._written: Set[str] = set()
 
     def find_spec(self, name: str, path: Optional[Sequence[str]] = None, target: Any = None) -> Optional[importlib.machinery.ModuleSpec]:
-        if os.getpid() == self._pid:
+        if name not in self._written and len(self._written) < RECORD_LIMIT and os.getpid() == self._pid:
+            self._written.add(name)
             try:
                 os.write(self._descriptor, name.encode("utf-8", "replace") + b"\n")
             except OSError:
@@ -138,7 +145,7 @@ class _Recorder:
 def record(path: str) -> None:
     """In a rank: what it imports from now on is written to `path`, for the parent to import ahead of the next generation."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError:
         return
     sys.meta_path.insert(0, _Recorder(descriptor))
