@@ -27,7 +27,7 @@ from lepton_trainer.train.checkpoint import Checkpointer
 from lepton_trainer.train.config import Optimizer
 from lepton_trainer.train.models.transformer import Shape, Transformer
 
-CHECKPOINTS, EVERY, BATCH, CONTEXT, VOCABULARY = 10, 20, 2, 64, 4096
+CHECKPOINTS, EVERY, BATCH, CONTEXT, VOCABULARY = 10, 20, 6, 64, 4096
 
 
 def main(base: Path) -> None:

@@ -124,6 +124,41 @@ def job_panels() -> list[timeseries.Panel | stat.Panel]:
     ]
 
 
+def reported(names: str) -> str:
+    """The series that a script reported under one of `names` (a regular expression), of the worker with rank 0."""
+    return f'max by (namespace, job_name, name) (lepton_train_metric{{{JOB}, name=~"{names}"}})'
+
+
+def trainer_panels() -> list[timeseries.Panel]:
+    """What the built-in trainer reports; a script that gives these names to report(metrics=...) is shown here, too."""
+    each = "{{job_name}} {{name}}"
+    return [
+        graph(
+            "Held-out data",
+            "Figures of merit of the last evaluation.",
+            "none",
+            [(reported("accuracy|f1|rmse|mae|r2|bits_per_byte|bits_per_token|test_loss"), each)],
+        ),
+        graph("Learning rate", "Of the last interval.", "none", [(reported("learning_rate"), PER_JOB)]),
+        graph("Gradient norm", "Before clipping.", "none", [(reported("gradient_norm"), PER_JOB)]),
+        graph("MFU", "Model FLOPs utilisation, on GPUs that are known.", "percentunit", [(reported("mfu"), PER_JOB)]),
+        graph(
+            "Waiting for data",
+            "Part of the time in which a step waited for its batch.",
+            "percentunit",
+            [(reported("data_wait_ratio"), PER_JOB)],
+        ),
+        graph("Memory", "Peak of the GPU's allocator, else of the process.", "bytes", [(reported("memory_bytes"), PER_JOB)]),
+        graph(
+            "Checkpoints",
+            "Seconds that training stood still for them, in all; those that could not be saved, and those found damaged.",
+            "none",
+            [(reported("checkpoint_blocked_seconds|checkpoints_failed|checkpoints_damaged"), each)],
+            24,
+        ),
+    ]
+
+
 def operator_panels() -> list[timeseries.Panel]:
     return [
         graph(
@@ -167,6 +202,9 @@ def build() -> str:
     board.with_row(dashboard.Row("Jobs"))
     for panel in job_panels():
         board.with_panel(panel)
+    board.with_row(dashboard.Row("Trainer"))
+    for drawn in trainer_panels():
+        board.with_panel(drawn)
     board.with_row(dashboard.Row("Operator"))
     for graphed in operator_panels():
         board.with_panel(graphed)

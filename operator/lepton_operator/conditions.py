@@ -7,10 +7,11 @@ ACCEPTED = "Accepted"  # the operator can serve this job
 PODS_READY = "PodsReady"  # every desired worker's agent has joined
 RUNNING = "Running"  # every process of the current generation is started
 PROGRESSING = "Progressing"  # the current generation has reported a step
+CHECKPOINTING = "Checkpointing"  # checkpoints can be saved; absent while nobody said otherwise
 COMPLETE = "Complete"
 FAILED = "Failed"
 FINISHED = "Finished"  # complete or failed, and no worker runs any more
-ORDER = (ACCEPTED, PODS_READY, RUNNING, PROGRESSING, COMPLETE, FAILED, FINISHED)
+ORDER = (ACCEPTED, PODS_READY, RUNNING, PROGRESSING, CHECKPOINTING, COMPLETE, FAILED, FINISHED)
 
 MESSAGE_LIMIT = 2048
 

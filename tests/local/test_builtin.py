@@ -43,6 +43,26 @@ def test_the_digits_are_learnt_from_a_manifest_of_a_few_lines_and_a_killed_worke
         assert job.left_behind() == []
 
 
+def test_a_damaged_checkpoint_is_an_event_and_the_one_before_it_is_used(tmp_path: Path) -> None:
+    *others, body = example("digits-builtin.yaml", "imageClassification", epochs=2)
+    body["spec"]["workers"] = {"replicas": 1}
+    with local_job(tmp_path / "home", body, *others) as job:
+        job.start()
+        assert job.ended(60) == 0, job.output
+        file = max(claim(job).glob("gen-1/step-*/*.distcp"))
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        body["spec"]["trainer"]["builtin"]["imageClassification"]["training"]["epochs"] = 3
+        job.write(*others, body)
+        job.start()
+        assert job.ended(60) == 0, job.output
+        told = "\n".join(job.events)
+        assert "CheckpointDamaged" in told and "has changed since it was written" in told
+        assert "from the checkpoint of step 43" in told, told
+        assert job.status.progress is not None and job.status.progress.step == 127
+
+
 def test_text_is_learnt_from_a_manifest_of_a_few_lines(tmp_path: Path) -> None:
     *others, body = example("language-model.yaml", "languageModeling", steps=12)
     body["spec"]["trainer"]["builtin"]["languageModeling"]["data"] = {"maxBytes": 600_000, "vocabulary": 512, "testFraction": 0.2}

@@ -20,6 +20,8 @@ from lepton_operator.metrics import JobCollector, Metrics
 from lepton_operator.pods.manifests import PodDefaults, build_pod
 from lepton_trainer.agent import settings, telemetry
 from lepton_trainer.protocol import names
+from lepton_trainer.protocol.slot import SIZE, SlotReader
+from lepton_trainer.report import Reporter
 
 CHARTS = Path(__file__).parents[2] / "charts"
 CHART = CHARTS / "lepton-operator"
@@ -317,7 +319,10 @@ def exposed(run_dir: Path) -> set[str]:
     families = [*Metrics().registry.collect(), *JobCollector(dict).describe()]
     operator = {f"{family.name}{suffix}" for family in families for suffix in suffixes.get(family.type, [""])}
     told = {names.JOB_NAME: "a", names.WORKER_INDEX: "0", names.WORKER_UID: "u", names.COORDINATOR: "tcp://x:1"}
-    text = telemetry.exposition(settings.read({**told, names.RUN_DIR: str(run_dir)}, ["python"]), telemetry.Meter(), [0], {"warm": 1})
+    buffer, meter = bytearray(SIZE), telemetry.Meter()
+    meter.begin(1, [SlotReader(buffer)], None)
+    Reporter(buffer).report(step=1, metrics={"accuracy": 0.5})
+    text = telemetry.exposition(settings.read({**told, names.RUN_DIR: str(run_dir)}, ["python"]), meter, [0], {"warm": 1})
     return operator | {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 

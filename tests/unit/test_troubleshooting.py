@@ -12,7 +12,7 @@ from checkout import CHECKOUT, tracked
 DOCUMENT = CHECKOUT / "docs" / "troubleshooting.md"
 WORD = re.compile(r"(?:[A-Z]+[a-z]+)+")
 CONDITIONS_AND_STATES = {
-    *("Accepted", "PodsReady", "Running", "Progressing", "Complete", "Failed", "Finished"),
+    *("Accepted", "PodsReady", "Running", "Progressing", "Checkpointing", "Complete", "Failed", "Finished"),
     *("Pending", "Starting", "Recovering"),
 }
 ALSO_REASONS = {"Accepted", "Running", "Starting"}

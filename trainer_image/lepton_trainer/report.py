@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import sys
+import threading
 import time
 import zlib
 from bisect import bisect_left
@@ -50,6 +51,8 @@ class Reporter:
         self._calls = self._words[s.CALLS]
         self._armed = self._refused = 0
         self._stopped = False
+        self._noticed = 0
+        self._lock = threading.RLock()  # a checkpoint's thread tells of it beside the steps; uncontended, it costs no system call
 
     def report(
         self,
@@ -60,6 +63,19 @@ class Reporter:
         total_steps: Optional[int] = None,
         metrics: Optional[Mapping[str, Any]] = None,
         checkpoint: Optional[str] = None,
+    ) -> None:
+        with self._lock:
+            self._report(step, loss, samples, tokens, total_steps, metrics, checkpoint)
+
+    def _report(
+        self,
+        step: Optional[int],
+        loss: Any,
+        samples: Optional[float],
+        tokens: Optional[float],
+        total_steps: Optional[int],
+        metrics: Optional[Mapping[str, Any]],
+        checkpoint: Optional[str],
     ) -> None:
         values = self._values
         if total_steps is not None:
@@ -128,6 +144,15 @@ class Reporter:
         if self._gpu is None:
             self._gpu = _GpuLoss()
         return self._gpu.look(loss)
+
+    def notice(self, reason: str, message: str) -> None:
+        while len(json.dumps(message)) > s.NOTICE_LIMIT:
+            message = message[: len(message) * 9 // 10 - 3].rstrip() + "..."
+        with self._lock:
+            self._noticed += 1
+            others = [kept for kept in self._text.get("notices", []) if kept[1] != reason]
+            self._text["notices"] = [*others, [self._noticed, reason, message]][-s.NOTICES :]
+            self._write_text()
 
     def _name_checkpoint(self, path: str) -> None:
         if len(json.dumps(path)) > s.CHECKPOINT_LIMIT:
@@ -285,6 +310,19 @@ def report(
             reporter.report(step, loss, samples, tokens, total_steps, metrics, checkpoint)
     except Exception:
         return  # a number that could not be read must not end a training
+
+
+def notice(reason: str, message: str) -> None:
+    """Has the job's user read `message`: reasons that the operator knows (`CheckpointFailed`, ...) become events of the job.
+
+    The newest of each reason is kept, four at most; a long message is cut.
+    """
+    try:
+        reporter = _reporter if _looked else _open()
+        if reporter is not None:
+            reporter.notice(reason, message)
+    except Exception:
+        return
 
 
 def should_stop() -> bool:

@@ -71,7 +71,7 @@ class JobFacts:
         return any(getattr(message.state, name) != getattr(agent.state, name) for name in TOLD)
 
     def progressed(self, message: messages.Progressed) -> bool:
-        """Only the first step of a generation is news; all other progress is stored silently."""
+        """The first step of a generation and a new notice are news; all other progress is stored silently."""
         key = (message.uid, message.boot)
         agent = self._agents.get(key)
         if agent is None:
@@ -79,7 +79,8 @@ class JobFacts:
         stepped = _stepped(agent, message.progress, message.at)
         self._agents[key] = replace(agent, progress=message.progress, heard=message.at, stepped=stepped)
         before, after = agent.progress, message.progress
-        return after.first_step is not None and (after.generation, after.first_step) != (before.generation, before.first_step)
+        stepped_first = after.first_step is not None and (after.generation, after.first_step) != (before.generation, before.first_step)
+        return stepped_first or after.notices != before.notices
 
     def forget(self, key: Key) -> bool:
         return self._agents.pop(key, None) is not None

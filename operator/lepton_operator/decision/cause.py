@@ -92,7 +92,8 @@ def _place(job: Job, culprit: Judgement, seen: Mapping[str, Worker]) -> tuple[st
 def _of_process(job: Job, culprit: Judgement, exit_: ProcessExit, wall: float, name: str, node: str) -> LastFailure:
     where = f"worker {culprit.member.worker}, {name}" + (f" on node {node}" if node else "")
     if exit_.oom_killed:
-        reason, how = "OOMKilled", "was killed: out of memory; raise workers.resources.limits.memory or lower the batch size"
+        lower = "set a smaller training.microBatch" if job.trainer.builtin else "lower the batch size"
+        reason, how = "OOMKilled", f"was killed: out of memory; raise workers.resources.limits.memory or {lower}"
     elif exit_.signal is not None:
         reason, how = "ProcessSignalled", f"was ended by signal {exit_.signal} ({_signal_name(exit_.signal)})"
     elif exit_.exit_code in (126, 127):

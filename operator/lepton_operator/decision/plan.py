@@ -6,7 +6,7 @@ it: the caller writes `Plan.status` first and only then adopts `Plan.memory` and
 """
 
 from lepton_operator import conditions
-from lepton_operator.decision import claim, ending, incidents, membership, progress, regroup, view, workforce, writes
+from lepton_operator.decision import claim, ending, incidents, membership, notices, progress, regroup, view, workforce, writes
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.world import Delete, Memory, Plan, Rejection, World
 from lepton_operator.worker import Clock
@@ -25,6 +25,7 @@ def plan(world: World, memory: Memory, now: Clock) -> Plan:
     claim.accept(draft)
     membership.adopt(draft)
     membership.judge(draft)
+    notices.tell(draft)
     progress.count_again(draft)
     if membership.all_succeeded(draft):
         ending.complete(draft)

@@ -65,6 +65,7 @@ class Memory:
     stop_since: float | None = None  # mono: a coordinated stop was asked for
     grow_checkpoint: int | None = None  # checkpoint step when somebody began to wait
     lost_at: dict[str, float] = field(default_factory=dict)  # uid -> mono, of workers whose agent was judged lost and is not back
+    noticed: dict[str, tuple[int, int]] = field(default_factory=dict)  # uid -> (generation, number) of its newest notice told
     claimed_by: str = ""  # the other installation about which the user has been told
     taken_over: float | None = None  # mono: taken from a dead installation, whose coordinator the agents still look for
     account: goodput.Account = field(default_factory=goodput.Account)

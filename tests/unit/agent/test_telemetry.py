@@ -93,6 +93,30 @@ def test_a_loss_that_is_not_finite_travels_as_text() -> None:
     assert (meter.progress().loss, meter.progress().nonfinite_total) == ("nan", 1)
 
 
+def test_notices_are_the_newest_of_each_reason_over_generations_and_come_before_any_report() -> None:
+    clock = Ticking()
+    meter = Meter(clock)
+    first, reader = slot(clock)
+    meter.begin(1, [reader], None)
+    first.notice("CheckpointDamaged", "step 3 is not used")
+    assert [(n.generation, n.number, n.reason) for n in meter.progress().notices] == [(1, 1, "CheckpointDamaged")]
+    for step in (4, 5):
+        first.notice("CheckpointFailed", f"step {step} is not saved")
+    meter.end()
+    second, reader = slot(clock)
+    meter.begin(2, [reader], None)
+    second.report(step=1, metrics={"accuracy": 0.5})
+    second.notice("CheckpointDamaged", "ö" * 4000)
+    kept = meter.progress().notices
+    assert [(n.generation, n.number, n.reason) for n in kept] == [(1, 3, "CheckpointFailed"), (2, 1, "CheckpointDamaged")]
+    assert kept[0].message == "step 5 is not saved" and kept[1].message.endswith("ö...")
+    assert meter.progress().metrics == {"accuracy": "0.5"}, "a long notice pushes nothing else out"
+    for number in range(10):
+        second.notice(f"Reason{'ABCDEFGHIJ'[number]}", "x" * 1000)
+    assert [n.reason for n in meter.progress().notices] == ["ReasonG", "ReasonH", "ReasonI", "ReasonJ"]
+    assert len(encode(Telemetry(meter.progress()))) < 4096
+
+
 def matcher(*patterns: tuple[str, str]) -> tuple[LogMatcher, list[str]]:
     said: list[str] = []
     return LogMatcher([(name, check(name, pattern)) for name, pattern in patterns], said.append), said

@@ -98,7 +98,8 @@ async def test_the_operators_metrics_are_the_documented_ones(world):
 def test_the_pods_metrics_are_the_documented_ones(tmp_path):
     class Meter:
         def progress(self):
-            return Progress(step=3, loss="0.5", samples_per_second=1.0, tokens_per_second=1.0, steps_total=4)
+            metrics = {"accuracy": "0.5", 'no "label"': "1.0"}
+            return Progress(step=3, loss="0.5", samples_per_second=1.0, tokens_per_second=1.0, steps_total=4, metrics=metrics)
 
         def histogram(self):
             return [0] * (len(STEP_BUCKETS) + 1), 0.0, 0
@@ -107,6 +108,7 @@ def test_the_pods_metrics_are_the_documented_ones(tmp_path):
     told |= {names.COORDINATOR: "tcp://127.0.0.1:1", names.HOST: "127.0.0.1", names.RUN_DIR: str(tmp_path), names.TOKEN_FILE: "t"}
     text = telemetry.exposition(settings.read(told, ["python"]), Meter(), [0], {"warm": 1})
     assert exposed(text, {"namespace", "job_name", "worker"}) == documented("lepton_train_")
+    assert [sample.labels["name"] for sample in families(text)["lepton_train_metric"].samples] == ["accuracy"]
 
 
 async def test_a_jobs_numbers_are_those_of_its_summary(world):

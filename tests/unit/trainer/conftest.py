@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainer_runs.text_folder(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[bool], None]]:
+    """Call with True, and no file can grow beyond 4 KiB; the kernel's own refusal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def switch(full: bool) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if full else soft, hard))
+
+    yield switch
+    switch(False)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,18 +176,6 @@ def test_a_real_full_disk_is_named_with_what_is_free_and_what_is_needed(tmp_path
         assert Run(disk).resume() == {"step": 30}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[bool], None]]:
-    """Call with True, and no file can grow beyond 4 KiB; the kernel's own refusal."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def switch(full: bool) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if full else soft, hard))
-
-    yield switch
-    switch(False)
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path: Path, full_disk: Callable[[bool], None]) -> None:

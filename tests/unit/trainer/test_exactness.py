@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import trainer_group
 import trainer_runs as runs
+from lepton_trainer.train import tasks
+from lepton_trainer.train.data.order import Order
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,27 @@ def test_killed_and_resized_each_sample_is_committed_once_per_epoch(tmp_path: Pa
     samples = {sample for _, sample in used}
     assert samples == set(range(len(samples)))
     assert used == Counter({(epoch, sample): 1 for epoch in (0, 1) for sample in samples})
+
+
+def test_after_epochs_the_order_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """B31: killed at the last step of epoch 2 and in the middle of epoch 3, resumed with 2 and with 3 processes."""
+    few = runs.text_folder(tmp_path / "text", files=6)
+    settings: dict[str, Any] = {"training": {"steps": 0, "epochs": 4.0, "globalBatch": 32}, "checkpoint": {"everySteps": 1}}
+    config = runs.language(few, tmp_path, **settings)
+    size = tasks.build(config).size
+    last_of_two, in_three = -(-2 * size // 32), -(-5 * size // 64)
+    for world, step in ((2, last_of_two), (2, in_three)):
+        with (
+            trainer_group.Group(world, runs.train_and_die, config, world - 1, step) as group,
+            pytest.raises((ChildProcessError, RuntimeError)),
+        ):
+            group.results()
+    trainer_group.run(3, runs.train, config)
+    found = runs.committed(tmp_path)
+    order = Order(3, size)
+    for step in range(1, -(-4 * size // 32) + 1):
+        epochs, samples = order.at((step - 1) * 32, min(step * 32, 4 * size))
+        assert sorted(found[step]) == sorted(zip(epochs.tolist(), samples.tolist(), strict=True)), step
 
 
 def test_batch_norm_resumes_bitwise_though_its_statistics_are_of_each_process(tmp_path: Path) -> None:

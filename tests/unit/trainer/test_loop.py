@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ import torch
 import trainer_group
 import trainer_runs as runs
 from lepton_trainer.train import loop, ranks
+from lepton_trainer.train.checkpoint import Checkpointer
 from lepton_trainer.train.cli import main
 from lepton_trainer.train.config import parse
-from lepton_trainer.train.errors import NonFiniteLoss, UserError
+from lepton_trainer.train.errors import NonFiniteLoss, NotSaved, UserError
 
 ROOT = Path(__file__).parents[3]
 
@@ -71,6 +74,48 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_never_reaches_a_checkpoint(t
     if committed:
         step = int(committed[-1].parent.name[5:])
         assert all(torch.isfinite(t).all() for t in runs.weights(tmp_path, config, step).values())
+
+
+@pytest.fixture
+def full_from(full_disk: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`full_from(10, 15)`: the disk is full from the checkpoint of step 10 until the next one after that of step 15."""
+    plain = Checkpointer.save
+
+    def choose(*steps: int) -> None:
+        def save(self: Checkpointer, step: int, *rest: Any) -> None:
+            self.wait()  # what is being written has found room
+            full_disk(step in steps)
+            plain(self, step, *rest)
+
+        monkeypatch.setattr(Checkpointer, "save", save)
+
+    return choose
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_history_and_not_the_run(
+    text: Path, tmp_path: Path, full_from: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_from(10, 15)
+    (tmp_path / "history.jsonl").write_text('{"step": 0}\n' * 400)  # too much for another row within the limit
+    result = loop.train(runs.language(text, tmp_path, checkpoint={"everySteps": 5}))
+    assert result.finished and result.step == 20
+    said = capsys.readouterr().err
+    assert "CheckpointFailed: step 10 is not saved, training goes on" in said and said.count("CheckpointFailed") == 2
+    assert said.count("CheckpointsSavedAgain: the checkpoint of step 20 is saved, 2 before it were not") == 1
+    assert said.count("history.jsonl cannot be written, training goes on: File too large") == 1
+    assert [path.parent.name for path in sorted(tmp_path.glob("gen-1/step-*/manifest.json"))] == ["step-000000005", "step-000000020"]
+
+
+def test_a_run_whose_last_checkpoint_is_not_saved_has_not_ended_well_and_goes_on_from_the_one_before(
+    text: Path, tmp_path: Path, full_from: Callable[..., None], full_disk: Callable[[bool], None]
+) -> None:
+    full_from(20)
+    with pytest.raises(NotSaved, match=r"the last checkpoint, of step 20, is not saved: .*Make room"):
+        loop.train(runs.language(text, tmp_path))
+    full_disk(False)
+    full_from()
+    assert loop.train(runs.language(text, tmp_path)).finished
+    assert runs.losses(tmp_path).keys() == set(range(1, 21))
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(text: Path, tmp_path: Path) -> None:

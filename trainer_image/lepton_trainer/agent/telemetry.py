@@ -4,6 +4,7 @@ Everything is read from the ranks' memory when somebody asks; nothing is done pe
 """
 
 import math
+import re
 import signal
 import statistics
 import time
@@ -12,12 +13,14 @@ from contextlib import contextmanager
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Pattern, Sequence, Tuple
 
 from lepton_trainer.agent.settings import Settings
-from lepton_trainer.protocol.messages import Progress
+from lepton_trainer.protocol.messages import Notice, Progress
 from lepton_trainer.protocol.patterns import LINE_LIMIT, number
-from lepton_trainer.protocol.slot import BUCKET_COUNT, LARGEST, METRICS_LIMIT, SIZE, STEP_BUCKETS, SlotReader, Snapshot
+from lepton_trainer.protocol.slot import BUCKET_COUNT, LARGEST, METRICS_LIMIT, NOTICES, SIZE, STEP_BUCKETS, SlotReader, Snapshot
 from lepton_trainer.report import Reporter
 
 RATE_WINDOW_SECONDS = 10.0
+_LABEL = re.compile(r"[-\w./ ]{1,64}")
+"""What a metric of report(metrics=...) may be called to be shown to Prometheus."""
 SLOW_PATTERN_SECONDS = 0.05
 
 
@@ -78,7 +81,16 @@ class Meter:
             checkpoint_path=now.checkpoint or before.checkpoint_path,
             metrics=_newest(before.metrics, now.metrics),
             reported=before.reported or self._chosen is not None,
+            notices=self._notices(),
         )
+
+    def _notices(self) -> Tuple[Notice, ...]:
+        """The newest of each reason, of this generation's ranks and of those before."""
+        newest = {notice.reason: notice for notice in self._before.notices}
+        for slot in self._slots:
+            for index, reason, message in slot.notices():
+                newest[reason] = Notice(self._generation, index, reason, message)
+        return tuple(sorted(newest.values(), key=lambda notice: (notice.generation, notice.number))[-NOTICES:])
 
     def progress(self) -> Progress:
         """The levels and counters as of now."""
@@ -249,6 +261,8 @@ def exposition(settings: Settings, meter: Meter, up: Sequence[int], starts: Dict
     bounds = [repr(bound) for bound in STEP_BUCKETS] + ["+Inf"]
     buckets: List[Tuple[str, str, Optional[float]]] = [("_bucket", f',le="{bound}"', number) for bound, number in zip(bounds, cumulative)]
     add("step_seconds", "histogram", "Time between the ends of two steps.", [*buckets, ("_sum", "", seconds), ("_count", "", count)])
+    reported = [("", f',name="{name}"', float(value)) for name, value in sorted(progress.metrics.items()) if _LABEL.fullmatch(name)]
+    add("metric", "gauge", "What the script reported under this name.", reported)
     add("process_up", "gauge", "1 for every rank of this worker that runs.", [("", f',rank="{rank}"', 1) for rank in up])
     add(
         "process_starts_total",

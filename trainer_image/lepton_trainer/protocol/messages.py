@@ -56,6 +56,16 @@ class ProcessExit:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """Something that a rank wants the job's user to read, such as a checkpoint that could not be saved."""
+
+    generation: int
+    number: int  # rises within a generation
+    reason: str  # one CamelCase word
+    message: str  # a sentence, at most 400 bytes
+
+
+@dataclass(frozen=True)
 class Progress:
     """What the ranks of one worker have reported, from its lowest rank; counters are those of this agent's life, over all generations."""
 
@@ -77,6 +87,7 @@ class Progress:
     checkpoint_path: str = ""
     metrics: Dict[str, str] = field(default_factory=dict)  # report(metrics=...), values as repr of a float
     reported: bool = False  # a rank has called report() (as against fromLogs or nothing)
+    notices: Tuple[Notice, ...] = ()  # the newest of each reason, four at most, oldest first
 
 
 @dataclass(frozen=True)

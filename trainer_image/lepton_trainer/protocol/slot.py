@@ -7,7 +7,7 @@ rank, because the file does. Layout (8 KiB, native byte order, both sides on one
     256   values   2 x 16 doubles: the report, written in turn; `word[REPORTS]` says which one is whole
     512   buckets  32 x u64: how many steps took at most `STEP_BUCKETS[i]` seconds (not cumulative; the last: longer)
     768   recent   32 doubles: the last step times in seconds, a ring
-    1024  texts    2 x 3,584 bytes: length and CRC-32, then JSON of {"metrics", "checkpoint"}, written in turn like the values
+    1024  texts    2 x 3,584 bytes: length and CRC-32, then JSON of {"metrics", "checkpoint", "notices"}, written in turn like the values
 
 Standard library only, Python >= 3.9.
 """
@@ -66,6 +66,9 @@ TEXT = 1024
 TEXT_HALF = 3584
 TEXT_LIMIT = TEXT_HALF - 8
 TEXT_HEADER = struct.Struct("=II")
+NOTICES = 4
+NOTICE_LIMIT = 400
+"""So many notices are kept, the newest of each reason, and so many bytes of JSON of each one's sentence."""
 
 METRICS_LIMIT = 64
 """Names of metrics that are kept; of more, those that were reported last."""
@@ -145,6 +148,12 @@ class SlotReader:
             buckets=tuple(self._view[BUCKETS : BUCKETS + 8 * BUCKET_COUNT].cast("Q")),
             recent=tuple(second for second in recent if second > 0),
         )
+
+    def notices(self) -> Tuple[Tuple[int, str, str], ...]:
+        """(number, reason, message), oldest first; a rank may have some before it reports anything."""
+        if not self.words[TEXTS]:
+            return ()
+        return tuple((int(number), str(reason), str(message)) for number, reason, message in self._texts().get("notices", ()))
 
     def _values(self) -> Tuple[float, ...]:
         """The newest whole half; a writer that overtakes the reader twice makes it look again."""

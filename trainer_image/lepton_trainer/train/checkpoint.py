@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from lepton_trainer.report import notice, report
 from lepton_trainer.train import lineage, ranks
 from lepton_trainer.train.errors import Fenced, UserError
 from lepton_trainer.train.lineage import Point
@@ -59,16 +60,25 @@ class _Job:
     copied: threading.Event = field(default_factory=threading.Event)
 
 
+def tell(kind: str, message: str) -> None:
+    """The news of a checkpoint to Lepton: a saved one is the job's newest, everything else an event of the job."""
+    if kind == "CheckpointSaved":
+        report(checkpoint=message)
+    else:
+        notice(kind, message)
+
+
 class Checkpointer:
     """The checkpoints of one run below `path`, a directory or an fsspec URL; none are kept where it is empty.
 
     Args:
         identity: what a checkpoint must have been written with to be loaded here (model, data, seed ...); JSON.
         keep: how many of the line stay; older ones are deleted after a commit.
-        event: called with a kind (`CheckpointDamaged`, `CheckpointFailed`, `CheckpointSaved`, `Resumed`) and a sentence, on rank 0 only.
+        event: called with a kind (`CheckpointDamaged`, `CheckpointFailed`, `CheckpointSaved`, `CheckpointsSavedAgain`, `Resumed`) and a
+            sentence, on rank 0 only; Lepton is told by default.
     """
 
-    def __init__(self, path: str, identity: Mapping[str, Any], keep: int = 2, event: Event = lambda kind, message: None) -> None:
+    def __init__(self, path: str, identity: Mapping[str, Any], keep: int = 2, event: Event = tell) -> None:
         self.distributed = dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self.distributed else 0
         # A group of its own: these collectives run beside those of the training steps.
@@ -81,7 +91,8 @@ class Checkpointer:
         self._job: _Job | None = None
         self._failure: Exception | None = None
         self._buffers: dict[str, Any] = {}
-        self._tried: str = ""
+        self.problem = ""  # why the newest checkpoint was not saved; empty: it was
+        self._failing = 0
 
     # -- reading -----------------------------------------------------------------------------------------------------------------
 
@@ -359,9 +370,10 @@ class Checkpointer:
                     self.storage.delete(f"{name}/{inner}")
 
     def _settle(self, point: Point, problem: str, seconds: float) -> None:
-        self.timing.write = seconds
+        self.timing.write, self.problem = seconds, problem
         if problem:
             self.timing.failed += 1
+            self._failing += 1
             if self.rank == 0:
                 with contextlib.suppress(Exception):  # without a manifest it counts as nothing, deleted or not
                     self.storage.delete(point.path)
@@ -371,6 +383,9 @@ class Checkpointer:
             self.last = point
             if self.rank == 0:
                 self.event("CheckpointSaved", f"{self.storage.where}/{point.path}")
+                if self._failing:
+                    self.event("CheckpointsSavedAgain", f"the checkpoint of step {point.step} is saved, {self._failing} before it were not")
+            self._failing = 0
         self.storage.release(point.path)
 
 

@@ -80,8 +80,8 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
         default=0, description="Decides the initial weights, the order and the augmentation."
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="Of the forward pass; auto is bf16 on a GPU that has it, else fp32."
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        default="auto", description="Of the forward pass; auto is bf16 on a GPU that has it, else fp32; fp8 needs torchao and such a GPU."
     )
     deterministic: bool = Field(default=False, description="Ask torch for deterministic kernels only; slower on a GPU.")
     compile: bool = Field(default=False, description="Compile each block of the model with torch.compile.")

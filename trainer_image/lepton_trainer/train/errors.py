@@ -46,5 +46,9 @@ class Unreachable(TrainerError):
     """The place of the checkpoints, or of data, does not answer; it may later."""
 
 
+class NotSaved(TrainerError):
+    """Training is done, but its last checkpoint could not be saved: without it nothing would be left of the work."""
+
+
 class Fenced(TrainerError):
     """A newer generation has started on the same checkpoint directory; this process must write nothing more."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepton_trainer.protocol import names
-from lepton_trainer.train import optim, parallel, pipeline, ranks, schedule, tasks
+from lepton_trainer.train import fp8, optim, parallel, pipeline, ranks, schedule, tasks
 from lepton_trainer.train.checkpoint import Checkpointer
 from lepton_trainer.train.config import ImageClassification, TaskConfig
 from lepton_trainer.train.data.feed import Batch, Feed
 from lepton_trainer.train.data.order import portions, share
-from lepton_trainer.train.errors import NonFiniteLoss, OutOfMemory
+from lepton_trainer.train.errors import NonFiniteLoss, NotSaved, OutOfMemory
 from lepton_trainer.train.parallel import Engine
 from lepton_trainer.train.pipeline import PipelineEngine
 from lepton_trainer.train.ranks import Place
-from lepton_trainer.train.reporting import Journal, Stopping, checkpoint_dir
+from lepton_trainer.train.reporting import Journal, Stopping, places
 from lepton_trainer.train.throughput import Throughput, peak_of
 
 EVALUATION_BATCH = 512
+NO_MEMORY = "can't allocate memory"
+"""What torch's allocator for CPUs says in an error that has no type of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,14 @@ def train(config: TaskConfig) -> Result:
 
     Raises:
         UserError: the configuration, data or checkpoint has to be changed; the same on every rank.
-        NonFiniteLoss, Fenced: see `errors`.
+        NonFiniteLoss, NotSaved, OutOfMemory, Fenced: see `errors`.
     """
     with ranks.joined() as place, Stopping() as stopping:
         try:
             return _train(config, place, stopping)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and NO_MEMORY not in str(error):
+                raise
             raise out_of_memory(config, place, error) from None
 
 
@@ -67,6 +68,8 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     task = ranks.together(lambda: tasks.build(config))
     torch.manual_seed(settings.seed)
     model = task.model()
+    if settings.precision == "fp8":
+        model = fp8.convert(model, place.device)
 
     # How the work is divided, and for how long.
     memory = torch.cuda.get_device_properties(place.device).total_memory if place.device.type == "cuda" else 0
@@ -87,7 +90,7 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     engine.warm()
 
     # Where it is written, and from where it goes on.
-    path, output = places(config)
+    path, output = places(_name(config), config.checkpoint.path, config.output.directory)
     journal = Journal(place.rank, output, task.metric, total_steps, config.output.plots)
     identity = {**task.identity, "task": _name(config), "seed": settings.seed, "optimizer": config.optimizer.name, "ema": bool(average)}
     checkpoints = Checkpointer(path, json.loads(json.dumps(identity)), config.checkpoint.keep, journal.event)
@@ -99,9 +102,9 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     facts = checkpoints.restore(tensors) or {"step": 0, "consumed": 0, "best": None, "worse": 0}
     step, consumed, best, worse = facts["step"], facts["consumed"], facts["best"], facts["worse"]
     journal.resume(step)
-    ledger = _ledger(config, output, engine, checkpoints)
+    ledger = _ledger(config, output, engine, checkpoints, journal)
     for note in task.notes:
-        journal.event("Data", note)
+        journal.event("DataCleaned", note)
     if not path:
         journal.event("NoCheckpoints", "the job names no claim (spec.checkpoint.claimName): nothing is kept, a restart begins anew")
 
@@ -166,6 +169,10 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
         feed.close()
         checkpoints.wait()
     checkpoints.close()
+    if finished and checkpoints.problem:
+        raise NotSaved(
+            f"the last checkpoint, of step {step}, is not saved: {checkpoints.problem}", where=path, instead="Make room or mend the store"
+        )
     if finished and not figures:
         figures = evaluate(task, engine, average)
     result = Result(step, consumed, finished, stopping.terminated, figures)
@@ -247,27 +254,15 @@ def out_of_memory(config: TaskConfig, place: Place, error: BaseException) -> Out
         if most > 1
         else "Write a smaller model, precision: bf16, or parallelism.strategy: fsdp on more processes"
     )
-    text = str(error).splitlines()[0]
+    text = (str(error) or type(error).__name__).splitlines()[0]
     return OutOfMemory(
         f"out of memory at {most} samples per pass ({text})", where=f"rank {place.rank}", instead=f"{advice}; the result stays the same"
     )
 
 
-def places(config: TaskConfig) -> tuple[str, Path]:
-    """Where checkpoints go, empty for nowhere, and where everything else goes.
-
-    A job without a claim keeps none: its workers share no directory. What it says beside them goes to the machine's temporary directory,
-    because the working directory of a pod cannot be written.
-    """
-    job = os.environ.get(names.JOB_UID, "")
-    aside = Path(tempfile.gettempdir(), f"lepton-{job}-output") if job else Path("runs", _name(config))
-    path = config.checkpoint.path or checkpoint_dir() or ("" if job else str(aside))
-    return path, Path(config.output.directory or (path if path and "://" not in path else aside))
-
-
-def _ledger(config: TaskConfig, output: Path, engine: Engine, checkpoints: Checkpointer) -> Any:
+def _ledger(config: TaskConfig, output: Path, engine: Engine, checkpoints: Checkpointer, journal: Journal) -> Any:
     """A function that notes which samples a step used, or one that does nothing. The first row says what the generation resumed from:
-    start files go with the checkpoints that nobody needs any more, the ledger stays whole."""
+    start files go with the checkpoints that nobody needs any more, the ledger stays whole. Where it can't be written, training goes on."""
     if not config.output.ledger or not engine.leads:
         return lambda step, batch: None
     output.mkdir(parents=True, exist_ok=True)
@@ -278,7 +273,10 @@ def _ledger(config: TaskConfig, output: Path, engine: Engine, checkpoints: Check
 
     def note(step: int, batch: Batch) -> None:
         row = {"generation": generation, "step": step, "epochs": batch.epochs.tolist(), "samples": batch.indices.tolist()}
-        stream.write(json.dumps(row) + "\n")
+        try:
+            stream.write(json.dumps(row) + "\n")
+        except OSError as error:
+            journal.unwritten(stream.name, error)
 
     return note
 
@@ -293,4 +291,4 @@ def _name(config: TaskConfig) -> str:
 
 def _autocast(precision: str, place: Place) -> torch.dtype | None:
     capable = place.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and capable) else None
+    return torch.bfloat16 if precision in ("bf16", "fp8") or (precision == "auto" and capable) else None

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -18,13 +20,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lepton_trainer.protocol import names
 from lepton_trainer.report import checkpoint_dir, report, should_stop
 from lepton_trainer.train import plots, ranks
+from lepton_trainer.train.checkpoint import tell
 from lepton_trainer.train.errors import UserError
 from lepton_trainer.train.progress import Progress
 from lepton_trainer.train.throughput import Rates
 
-__all__ = ["Journal", "Stopping", "checkpoint_dir", "peak_memory", "report"]
+__all__ = ["Journal", "Stopping", "peak_memory", "places", "report"]
+
+
+def places(task: str, checkpoints: str, output: str) -> tuple[str, Path]:
+    """Where checkpoints go, empty for nowhere, and where everything else goes; each as configured, where it is.
+
+    A job without a claim keeps none: its workers share no directory. What it says beside them goes to the machine's temporary directory,
+    because the working directory of a pod cannot be written.
+    """
+    job = os.environ.get(names.JOB_UID, "")
+    aside = Path(tempfile.gettempdir(), f"lepton-{job}-output") if job else Path("runs", task)
+    path = checkpoints or checkpoint_dir() or ("" if job else str(aside))
+    return path, Path(output or (path if path and "://" not in path else aside))
 
 
 class Stopping:
@@ -81,6 +97,7 @@ class Journal:
         self.progress = Progress(sys.stderr, total_steps, sys.stderr.isatty())
         self._plot: threading.Thread | None = None
         self._counts: dict[str, int] = {}
+        self._unwritten: set[str] = set()
         if self.active:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
@@ -100,7 +117,7 @@ class Journal:
                     row = json.loads(line)
                     if row["step"] <= step:
                         self.history.append(row)
-        file.write_text("".join(f"{json.dumps(row)}\n" for row in self.history))
+        self._write(file, "".join(f"{json.dumps(row)}\n" for row in self.history))
 
     def stepped(self, step: int, samples: int, tokens: int) -> None:
         """After every step, on every rank: that it is alive and how far; all ranks' samples are counted once, on rank 0."""
@@ -148,8 +165,8 @@ class Journal:
         """Something a user should know of; called from the checkpoint's thread too."""
         if not self.active:
             return
+        tell(kind, message)
         if kind == "CheckpointSaved":
-            report(checkpoint=message)
             return
         self.progress.say(f"{kind}: {message}")
         if kind in _COUNTED:
@@ -164,13 +181,32 @@ class Journal:
             self._plot.join()
         if self.draws and self.history:
             self._draw(list(self.history))
-        (self.directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        self._write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
         self.progress.close()
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.history.append(row)
-        with (self.directory / "history.jsonl").open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        file = self.directory / "history.jsonl"
+        try:
+            with file.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+        except OSError as error:
+            self.unwritten(str(file), error)
+
+    def _write(self, file: Path, text: str) -> None:
+        """The whole file, at once."""
+        partial = file.with_name(f".{file.name}.new")
+        try:
+            partial.write_text(text)
+            partial.replace(file)
+        except OSError as error:
+            self.unwritten(str(file), error)
+
+    def unwritten(self, file: str, error: OSError) -> None:
+        """A full disk costs what is written beside the checkpoints, and not the run; each file is named once."""
+        if file not in self._unwritten:
+            self._unwritten.add(file)
+            self.progress.say(f"{file} cannot be written, training goes on: {error.strerror}")
 
     def _draw(self, history: list[dict[str, Any]]) -> None:
         try:

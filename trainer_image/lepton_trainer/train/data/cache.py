@@ -7,13 +7,14 @@ either whole or not there.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +89,41 @@ def prepared(content: str, settings: Mapping[str, Any], make: Callable[[], tuple
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     base = root() / "data"
     target = base / key
-    with (base / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _turn(base / f"{key}.lock"):
         if not (target / "facts.json").exists():
             arrays, facts = make()
-            work = Path(tempfile.mkdtemp(dir=base, prefix=f".{key}-"))
             try:
-                for name, array in arrays.items():
-                    np.save(work / f"{name}.npy", array)
-                (work / "facts.json").write_text(json.dumps({**facts, "key": key}))
-                work.rename(target)
-            except BaseException:
-                shutil.rmtree(work, ignore_errors=True)
-                raise
+                _keep(base, target, arrays, {**facts, "key": key})
+            except OSError as error:
+                raise UserError(
+                    f"prepared data cannot be kept: {error.strerror}",
+                    where=str(base),
+                    instead="Make room, or set LEPTON_CACHE to another place",
+                ) from None
     facts = json.loads((target / "facts.json").read_text())
     return {file.stem: np.load(file, mmap_mode="r") for file in sorted(target.glob("*.npy"))}, facts
+
+
+def _keep(base: Path, target: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+    """Write everything beside `target`, which then appears at once; where somebody else was quicker, theirs stays."""
+    work = Path(tempfile.mkdtemp(dir=base, prefix=f".{target.name}-"))
+    try:
+        for name, array in arrays.items():
+            np.save(work / f"{name}.npy", array)
+        (work / "facts.json").write_text(json.dumps(facts))
+        try:
+            work.rename(target)
+        except OSError:
+            if not (target / "facts.json").exists():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """One process at a time; on a file system without locks all at once, which costs time and nothing else."""
+    with path.open("w") as lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
