@@ -89,7 +89,7 @@ class Job:
         return f"{self.namespace}/{self.name}"
 
 
-BUILTIN_COMMAND = ("python", "-m", "lepton_trainer", "train")
+BUILTIN_COMMAND = ("python3", "-m", "lepton_trainer", "train")
 DEFAULT_MAX_RESTARTS = 10
 DEFAULT_WINDOW_SECONDS = 3600.0
 DEFAULT_SHARED_MEMORY = ""

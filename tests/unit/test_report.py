@@ -60,6 +60,25 @@ def test_a_second_report_of_a_step_counts_it_once() -> None:
     assert (seen.steps, seen.samples, seen.metrics, seen.checkpoint, seen.checkpoint_step) == (1, 4, {"accuracy": "0.5"}, "/x/step-1", 1)
 
 
+def test_a_checkpoint_that_took_its_time_is_that_of_its_own_step() -> None:
+    reporter, reader, _ = pair()
+    for step in (40, 41, 42):
+        reporter.report(step=step)
+    reporter.report(checkpoint="/x/step-40", checkpoint_step=40)
+    assert (reader.snapshot().step, reader.snapshot().checkpoint_step, reader.snapshot().steps) == (42, 40, 3)
+
+
+def test_a_notice_gives_way_to_metrics_and_path() -> None:
+    reporter, reader, _ = pair()
+    for reason in ("CheckpointFailed", "Resumed", "CheckpointDamaged"):
+        reporter.notice(reason, "x" * 1000)
+    assert [reason for _, reason, _ in reader.notices()] == ["CheckpointFailed", "Resumed", "CheckpointDamaged"]
+    path = "/" + "y" * 1900
+    reporter.report(step=1, metrics={f"figure-{number}": number for number in range(50)}, checkpoint=path)
+    assert reader.snapshot().checkpoint == path and len(reader.snapshot().metrics) == 50
+    assert [reason for _, reason, _ in reader.notices()] == ["CheckpointDamaged"], "the newest has the room that is left"
+
+
 def test_a_loss_that_is_not_finite_is_counted_and_told() -> None:
     reporter, reader, _ = pair()
     for loss in (1.0, math.nan, math.inf):

@@ -63,9 +63,10 @@ class Reporter:
         total_steps: Optional[int] = None,
         metrics: Optional[Mapping[str, Any]] = None,
         checkpoint: Optional[str] = None,
+        checkpoint_step: Optional[int] = None,
     ) -> None:
         with self._lock:
-            self._report(step, loss, samples, tokens, total_steps, metrics, checkpoint)
+            self._report(step, loss, samples, tokens, total_steps, metrics, checkpoint, checkpoint_step)
 
     def _report(
         self,
@@ -76,6 +77,7 @@ class Reporter:
         total_steps: Optional[int],
         metrics: Optional[Mapping[str, Any]],
         checkpoint: Optional[str],
+        checkpoint_step: Optional[int],
     ) -> None:
         values = self._values
         if total_steps is not None:
@@ -103,7 +105,7 @@ class Reporter:
         elif loss is not None or samples is not None or tokens is not None:
             self._advance(None, 1)
         if checkpoint is not None:
-            values[s.CHECKPOINT_STEP] = values[s.STEP]
+            values[s.CHECKPOINT_STEP] = values[s.STEP] if checkpoint_step is None else checkpoint_step
             self._has |= s.HAS_CHECKPOINT
             self._name_checkpoint(os.fsdecode(checkpoint))
         if metrics is not None:
@@ -181,6 +183,11 @@ class Reporter:
 
     def _write_text(self) -> None:
         payload = json.dumps(self._text).encode()
+        while len(payload) > s.TEXT_LIMIT and "notices" in self._text:  # metrics and path have room of their own, notices what is left
+            self._text["notices"] = self._text["notices"][1:]
+            if not self._text["notices"]:
+                del self._text["notices"]
+            payload = json.dumps(self._text).encode()
         number = self._texts + 1
         start = s.TEXT + s.TEXT_HALF * (number % 2)
         s.TEXT_HEADER.pack_into(self._view, start, len(payload), zlib.crc32(payload))
@@ -294,6 +301,7 @@ def report(
     total_steps: Optional[int] = None,
     metrics: Optional[Mapping[str, Any]] = None,
     checkpoint: Optional[str] = None,
+    checkpoint_step: Optional[int] = None,
 ) -> None:
     """Reports an optimiser step; every rank may call it, the lowest rank of each worker is read.
 
@@ -303,11 +311,12 @@ def report(
     total_steps: how many there will be: gives percent and ETA.
     metrics: other numbers, such as {"accuracy": 0.98}; a GPU tensor among them is waited for, so pass them seldom. At most 64 names.
     checkpoint: the path of a checkpoint that is now complete, holding the step last reported.
+    checkpoint_step: the step that it holds, where training has gone on meanwhile.
     """
     try:
         reporter = _reporter if _looked else _open()
         if reporter is not None:
-            reporter.report(step, loss, samples, tokens, total_steps, metrics, checkpoint)
+            reporter.report(step, loss, samples, tokens, total_steps, metrics, checkpoint, checkpoint_step)
     except Exception:
         return  # a number that could not be read must not end a training
 

@@ -60,7 +60,7 @@ def test_our_image_runs_the_agent_and_a_foreign_one_gets_it_by_an_init_container
 def test_the_built_in_trainer_is_a_command_with_its_settings_beside_it():
     builtin = {"imageClassification": {"training": {"epochs": 3.0, "globalBatch": 32.0}}}
     pod = build(trainer={"builtin": builtin}, checkpoint={"claimName": "c", "path": "a"})
-    assert trainer(pod)["command"][-5:] == ["--", "python", "-m", "lepton_trainer", "train"]
+    assert trainer(pod)["command"][-5:] == ["--", "python3", "-m", "lepton_trainer", "train"]
     assert env(pod)[names.BUILTIN] == '{"imageClassification":{"training":{"epochs":3,"globalBatch":32}}}'
     assert env(pod)[names.CHECKPOINT_DIR] == f"{c.CHECKPOINTS_DIR}/a/round-0"
     assert names.BUILTIN not in env(build())

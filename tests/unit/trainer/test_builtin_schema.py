@@ -111,4 +111,4 @@ def test_whole_numbers_reach_the_trainer_as_such() -> None:
     """YAML has 3.0 for 3, and so has JSON."""
     job = read_job(manifest({"imageClassification": {"training": {"steps": 3.0, "epochs": 2.5}}}))
     assert job.trainer.builtin == '{"imageClassification":{"training":{"steps":3,"epochs":2.5}}}'
-    assert job.trainer.command == ("python", "-m", "lepton_trainer", "train")
+    assert job.trainer.command == ("python3", "-m", "lepton_trainer", "train")

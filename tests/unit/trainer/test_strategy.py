@@ -42,7 +42,7 @@ def test_compiled_blocks_compute_what_plain_ones_do(text: Path, tmp_path: Path, 
     monkeypatch.setattr(nn.Module, "compile", compile_without_a_compiler)
     found = losses(text, tmp_path / "compiled", compile=True)
     assert compiled == ["Block"] * PRESETS["1M"].layers
-    assert found == pytest.approx(losses(text, tmp_path / "plain"), rel=1e-6)
+    assert found == pytest.approx(losses(text, tmp_path / "plain"), rel=1e-5)
 
 
 def test_deterministic_asks_torch_for_it(text: Path, tmp_path: Path) -> None:

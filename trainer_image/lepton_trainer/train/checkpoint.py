@@ -63,7 +63,7 @@ class _Job:
 def tell(kind: str, message: str) -> None:
     """The news of a checkpoint to Lepton: a saved one is the job's newest, everything else an event of the job."""
     if kind == "CheckpointSaved":
-        report(checkpoint=message)
+        report(checkpoint=message, checkpoint_step=lineage.step_of(message.rsplit("/", 1)[-1]))
     else:
         notice(kind, message)
 
