@@ -95,7 +95,10 @@ def cluster_rows(startup: Json | None, calls: Json | None) -> list[tuple[str, st
     writes = f"**{one['operator_without_progress']}** and {one['of_it_progress']} of progress" if one else NOT_YET
     rates = fleet["pods_per_second"] if fleet else None
     share = fleet["operator_of_bare"]["p50"] if fleet else 0.0
-    made = f"**{rates['operator']['p50']:.0f} pods/s**, {share:.0%} of a bare client's {rates['bare']['p50']:.0f}" if rates else NOT_YET
+    made = NOT_YET
+    if rates:
+        bare, smallest = rates["bare"]["p50"], rates["smallest"]["p50"]
+        made = f"**{rates['operator']['p50']:.0f} pods/s**, {share:.0%} of a bare client's {bare:.0f} (with the smallest pods {smallest:.0f})"
     return [
         (
             "apply → first optimiser step, 2 workers, images present",
