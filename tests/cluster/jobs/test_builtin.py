@@ -11,7 +11,7 @@ from kube import eventually
 from trainings import CLAIM, WINDOW, Training, Trainings
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "digits-builtin.yaml"
-TRAINING_SAMPLES = 1347
+TRAINING_SAMPLES = 1348
 THREAD = {"name": "OMP_NUM_THREADS", "value": "1"}
 """The workers share this machine's cores."""
 OUTPUT = """
