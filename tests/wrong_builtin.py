@@ -64,7 +64,7 @@ WRONG = (
         "tokens of three bytes",
         builtin("{languageModeling: {data: {tokenBytes: 3}}}"),
         f"{TEXT}.data.tokenBytes",
-        "Unsupported value: 3: supported values: 2, 4",
+        'Unsupported value: 3: supported values: "2", "4"',
     ),
     (
         "images without a place",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from lepton_operator.local.crd import Schema
@@ -115,7 +116,7 @@ def faults(value: Any, schema: Schema, path: str = "") -> Iterator[Problem]:
     elif isinstance(value, dict):
         yield from _object_faults(value, schema, path)
     if "enum" in schema and value not in schema["enum"]:
-        names = ", ".join(json.dumps(name) for name in schema["enum"])
+        names = ", ".join(json.dumps(str(name)) for name in schema["enum"])
         yield Problem(path, "Unsupported value", f"supported values: {names}", value, shows_value=True, blocks_rules=True)
 
 
@@ -171,11 +172,19 @@ def _number_faults(value: float, schema: Schema, path: str) -> Iterator[Problem]
 
 
 def _bound(bound: float, value: float) -> str:
-    """As Go prints it: a whole number beside a whole number; else the shortest digits, with an exponent from 1e+06 on."""
-    if isinstance(value, int):
-        return str(int(bound))
-    shortest = next(text for digits in range(17) if float(text := f"{bound:.{digits}e}") == bound)
-    return shortest if abs(bound) >= 1e6 else f"{bound:g}"
+    """A whole number beside a whole number."""
+    return str(int(bound)) if isinstance(value, int) else _digits(bound)
+
+
+def _digits(number: float) -> str:
+    """As Go prints it: the shortest digits that mean this number, with an exponent below 0.0001 and from 1e+06 on."""
+    mantissa, _, exponent = repr(float(number)).partition("e")
+    digits = Decimal(mantissa).scaleb(int(exponent or 0)).normalize()
+    power = digits.adjusted()
+    if -4 <= power < 6 or not digits:
+        return f"{digits:f}"
+    first, *others = (str(digit) for digit in digits.as_tuple().digits)
+    return f"{'-' if digits < 0 else ''}{first}{'.' if others else ''}{''.join(others)}e{power:+03d}"
 
 
 def _list_faults(value: list[Any], schema: Schema, path: str) -> Iterator[Problem]:
@@ -229,4 +238,4 @@ def _is_time(value: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _digits(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))

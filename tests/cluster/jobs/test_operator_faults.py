@@ -136,6 +136,12 @@ def test_while_the_operator_is_away_jobs_train_on_and_may_be_deleted_or_orphaned
     kept.kubectl("delete", "pod", ended[0]["metadata"]["name"], "--wait=false")
 
 
+def last_word(job: Training, pod: str) -> str:
+    """Of its agent."""
+    said = [line for line in job.logs(pod).splitlines() if line.startswith("[lepton] ")]
+    return said[-1].removeprefix("[lepton] ") if said else ""
+
+
 def test_connections_cut_between_agents_and_coordinator_disturb_no_training(trainings: Trainings) -> None:
     job = trainings.group("cut")
     before = job.steps_in_generation(1, 120)
@@ -149,6 +155,7 @@ def test_connections_cut_between_agents_and_coordinator_disturb_no_training(trai
         job.steps_on(by=50)
     undisturbed(job, before)
     assert job.status()["restarts"]["total"] == 0
+    eventually(lambda: all(last_word(job, pod["metadata"]["name"]) == "the coordinator is back" for pod in job.pods()), 60)
     heals(job, 2)
     status = job.complete()
     assert status["restarts"]["total"] == 1 and status["lastFailure"]["signal"] == 9

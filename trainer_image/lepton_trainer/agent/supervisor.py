@@ -34,6 +34,7 @@ LOST_CAUSE_SECONDS = 600.0
 """With its ranks failed, or none started, and no coordinator for so long, it ends too."""
 DEADLINE_MARGIN_SECONDS = 2.0
 ALONE_SECONDS = 2.0
+FIRST_STEPS_SECONDS = 0.05
 """An agent that leaves waits so long for a coordinator that went away to agree on a stop; then its ranks get SIGTERM."""
 EXIT_LEFT = 143
 FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -178,6 +179,19 @@ class Supervisor:
             self._stopping.look()
             self._link.send(m.Telemetry(self._meter.progress()))
 
+    async def _tell_first_steps(self, group: Group) -> None:
+        """What decisions wait for is told at once: that the ranks step, and that all of them can stop together."""
+        told = None
+        while group is self._group and group.living:
+            self._stopping.look()
+            progress = self._meter.progress()
+            if progress.first_step is not None and progress.step != told:
+                self._link.send(m.Telemetry(progress))
+                if told is not None or self._stopping.could_stop:
+                    return
+                told = progress.step
+            await asyncio.sleep(FIRST_STEPS_SECONDS)
+
     def _join(self, token: str) -> m.Join:
         s = self._settings
         return m.Join(
@@ -314,6 +328,7 @@ class Supervisor:
             self._phase = m.RUNNING
             self._tell()
         self._stopping.follow(self._order.stop)
+        self._spawn(self._tell_first_steps(group))
 
     async def _shut_down(self, grace: float) -> None:
         grace = min(grace, self._patience())  # whoever says so may delete the pod at the same moment
