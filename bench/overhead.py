@@ -33,7 +33,7 @@ from lepton_trainer.train import loop, reporting, tasks
 from lepton_trainer.train.config import parse
 from lepton_trainer.train.data.order import Order
 
-ROUNDS, STEPS, SKIP, BATCH, CONTEXT = 20, 40, 10, 16, 64
+ROUNDS, STEPS, SKIP, BATCH, CONTEXT = 15, 40, 10, 16, 64
 RATE = 0.001
 Moment = tuple[float, float]
 
