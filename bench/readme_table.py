@@ -98,7 +98,9 @@ def cluster_rows(startup: Json | None, calls: Json | None) -> list[tuple[str, st
     made = NOT_YET
     if rates:
         bare, smallest = rates["bare"]["p50"], rates["smallest"]["p50"]
-        made = f"**{rates['operator']['p50']:.0f} pods/s**, {share:.0%} of a bare client's {bare:.0f} (with the smallest pods {smallest:.0f})"
+        made = (
+            f"**{rates['operator']['p50']:.0f} pods/s**, {share:.0%} of a bare client's {bare:.0f} (with the smallest pods {smallest:.0f})"
+        )
     return [
         (
             "apply → first optimiser step, 2 workers, images present",
