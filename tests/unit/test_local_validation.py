@@ -36,7 +36,7 @@ def test_a_right_manifest_is_accepted(change: str) -> None:
 @pytest.mark.parametrize("update", RIGHT_UPDATES.values(), ids=RIGHT_UPDATES.keys())
 def test_a_right_update_is_accepted(update: tuple[str, str]) -> None:
     before, after = update
-    validate(job(after), validate(job(before)))
+    assert validate(job(after), validate(job(before))) == validate(job(after)), "what is stored is the new one, with its defaults"
 
 
 def test_defaults_are_filled_in_without_touching_what_was_given() -> None:
