@@ -219,13 +219,57 @@ async def test_another_installations_job_is_left_alone_and_the_user_is_told_once
     assert [event.reason for event in world.substrate.events] == ["ClaimedByAnother"]
 
 
+async def dropped_together(jobs: int) -> World:
+    """Five workers of `jobs` jobs, whose connections have just closed; they are those of one job in memory, looked at by several names."""
+    world = World()
+    world.substrate.body["spec"]["workers"]["replicas"] = 5
+    for _ in range(2):
+        for number in range(jobs):
+            await world.reconciler.reconcile(f"team/{number}")
+    world.coordinator.drops = [(f"team/{n % jobs}", w.uid) for n, w in enumerate(world.substrate.made.values())]
+    assert len(world.coordinator.drops) == 5
+    return world
+
+
 @pytest.mark.parametrize(("jobs", "blind"), [(1, False), (2, True)])
 async def test_the_coordinator_suspects_itself_when_agents_of_several_jobs_drop_together(jobs: int, blind: bool) -> None:
-    world = World()
-    world.coordinator.drops = [(f"team/{n % jobs}", f"uid-{n}") for n in range(5)]
+    world = await dropped_together(jobs)
     assert world.reconciler._blind() is blind
     world.coordinator.drops = []
     assert world.reconciler._blind() is blind, "until somebody is back"
+    world.coordinator.joined = True
+    assert not world.reconciler._blind()
+
+
+def pods_end(world: World) -> None:
+    world.substrate.made = {name: replace(w, phase=Phase.SUCCEEDED) for name, w in world.substrate.made.items()}
+
+
+def nodes_go(world: World) -> None:
+    world.substrate.made = {name: replace(w, node_ready=False) for name, w in world.substrate.made.items()}
+
+
+def jobs_are_deleted(world: World) -> None:
+    world.substrate.gone = True
+
+
+def jobs_end(world: World) -> None:
+    """Their pods run for a moment longer."""
+    made = dict(world.substrate.made)
+    world.conclude()
+    world.substrate.made = made
+
+
+@pytest.mark.parametrize("why", [pods_end, nodes_go, jobs_are_deleted, jobs_end])
+@pytest.mark.parametrize("before", [True, False])
+async def test_agents_that_had_a_reason_to_go_leave_nobody_blind(why: Callable[[World], None], before: bool) -> None:
+    """They never come back, so waiting for them would blind the operator for the rest of its life."""
+    world = await dropped_together(2)
+    assert before or world.reconciler._blind()
+    why(world)
+    for number in range(2):
+        await world.reconciler.reconcile(f"team/{number}")
+    assert not world.reconciler._blind()
 
 
 async def test_a_crd_of_another_version_that_refuses_a_view_stops_no_decision() -> None:

@@ -5,6 +5,7 @@ and the operator nothing. The listening socket is the operator's, so it outlives
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -259,7 +260,8 @@ class CoordinatorLink:
     def drops_recent(self, seconds: float) -> list[tuple[str, str]]:
         """(job, worker uid) of each connection that dropped within the last `seconds`, oldest first."""
         since = clock.mono() - seconds
-        return [(job, uid) for at, job, uid in self._drops if at >= since]
+        recent = itertools.takewhile(lambda drop: drop[0] >= since, reversed(self._drops))  # each look at a job asks
+        return [(job, uid) for _, job, uid in recent][::-1]
 
     # What the process says.
 
