@@ -12,7 +12,7 @@ from typing import Any
 
 from lepton_operator import constants as c
 from lepton_operator.job import ACCELERATORS, MIG_PREFIX, Job, accelerators, format_micro_time
-from lepton_operator.pods.overlay import merge_env, merge_objects, overlay_pod
+from lepton_operator.pods.overlay import check_template, merge_env, merge_objects, overlay_pod
 from lepton_operator.substrate import Event
 from lepton_trainer.protocol import names
 
@@ -40,7 +40,7 @@ def owned_env(job: Job) -> tuple[str, ...]:
 
     The CRD refuses them in spec.trainer.env; it does not look into the pod template.
     """
-    wanted = [str(entry.get("name", "")) for entry in (*_template_trainer(job).get("env", ()), *job.trainer.env)]
+    wanted = [str(entry.get("name", "")) for entry in (*(_template_trainer(job).get("env") or ()), *job.trainer.env)]
     return tuple(dict.fromkeys(name for name in wanted if _is_owned(name)))
 
 
@@ -49,7 +49,8 @@ def _is_owned(name: str) -> bool:
 
 
 def build_pod(job: Job, defaults: PodDefaults, name: str, index: int) -> Json:
-    """The Pod of worker `index`, named `name` (chosen once by the caller and kept over retries)."""
+    """The Pod of worker `index`, named `name` (chosen once by the caller and kept over retries). Raises `TemplateError`."""
+    check_template(job.workers.template)
     pod = overlay_pod(_base_pod(job, defaults, index), job.workers.template)
     digest = template_digest(job, defaults)
     metadata = pod["metadata"]

@@ -11,6 +11,7 @@ from lepton_operator.pods.api import Api, Expired
 from lepton_operator.pods.cache import JOBS, PODS, Cache
 from lepton_operator.pods.client import ClusterSubstrate
 from lepton_operator.pods.manifests import PodDefaults
+from lepton_operator.pods.overlay import LISTS, OBJECTS, TRAINER_LISTS, TRAINER_OBJECTS
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
 
 
@@ -62,6 +63,41 @@ async def test_a_foreign_pod_of_our_name_is_never_adopted(fake, substrate, cache
     assert refused.value.reason == "NameConflict" and "digits-0-aaaaa" in refused.value.message
     assert cache.workers("job-1") == []
     assert [method for method, _, _ in fake.requests] == ["POST", "GET"]
+
+
+def wrong_shapes(lists, objects):
+    """What YAML easily becomes in the place of a list or an object; the CRD does not look into a pod template."""
+    instead = [(field, value) for field in lists for value in ("text", 3, True, ["a"], [["a"]], {"name": "a"})]
+    return instead + [(field, value) for field in objects for value in ("text", 3, True, ["a"], [{}])]
+
+
+async def refused_template(fake, substrate, spec):
+    odd = job(workers={"template": {"spec": spec}, "resources": {"limits": {"nvidia.com/gpu": 1}}})
+    with pytest.raises(Rejected) as refused:
+        await substrate.create_worker(odd, "digits-0-aaaaa", 0)
+    assert refused.value.reason == "Invalid" and fake.requests == []
+    return refused.value.message
+
+
+@pytest.mark.parametrize(("field", "value"), wrong_shapes(LISTS, OBJECTS), ids=str)
+async def test_a_template_of_the_wrong_shape_is_refused_with_its_path(fake, substrate, field, value):
+    message = await refused_template(fake, substrate, {field: value})
+    assert message.startswith(f"spec.workers.template.spec.{field} must be ")
+
+
+@pytest.mark.parametrize(("field", "value"), wrong_shapes(TRAINER_LISTS, TRAINER_OBJECTS), ids=str)
+async def test_so_is_one_whose_trainer_container_has_the_wrong_shape(fake, substrate, field, value):
+    containers = [{"name": "side", "image": "x"}, {"name": "trainer", field: value}]
+    message = await refused_template(fake, substrate, {"containers": containers})
+    assert message.startswith(f"spec.workers.template.spec.containers[1].{field} must be ")
+
+
+async def test_a_template_of_nulls_takes_nothing_away_that_is_ours(fake, substrate):
+    fake.answers = [created]
+    trainer = {"name": "trainer"} | dict.fromkeys([*TRAINER_LISTS, *TRAINER_OBJECTS])
+    spec = dict.fromkeys([*LISTS, *OBJECTS]) | {"containers": [trainer]}
+    worker = await substrate.create_worker(job(workers={"template": {"spec": spec}}), "digits-0-aaaaa", 0)
+    assert worker.uid == "pod-0"
 
 
 QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1'
