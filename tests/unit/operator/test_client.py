@@ -102,6 +102,10 @@ async def test_a_template_of_nulls_takes_nothing_away_that_is_ours(fake, substra
 
 QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1'
 
+NO_RIGHT = (
+    'pods is forbidden: User "system:serviceaccount:lepton:operator" cannot create resource "pods" in API group "" in the namespace "team"'
+)
+
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
@@ -115,9 +119,12 @@ QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: 
         (status(403, "Forbidden", 'pods "x" is forbidden: violates PodSecurity "restricted:latest": ...'), "PodSecurityViolated"),
         (status(403, "Forbidden", 'error looking up service account team/x: serviceaccount "x" not found'), "ServiceAccountMissing"),
         (status(403, "Forbidden", 'pods "x" is forbidden: no PriorityClass with name high was found'), "PriorityClassMissing"),
-        (status(403, "Forbidden", 'User "u" cannot create resource "pods" in API group "" in the namespace "team"'), "Forbidden"),
+        (status(403, "Forbidden", NO_RIGHT), "Forbidden"),
+        (status(403, "Forbidden", 'admission webhook "w" denied the request: this team cannot use GPUs'), "AdmissionDenied"),
         (status(403, "Forbidden", "unable to create", causes=[{"reason": "NamespaceTerminating"}]), "NamespaceTerminating"),
         (status(422, "Invalid", 'Pod "x" is invalid: spec.containers[0].image: Required value'), "Invalid"),
+        (status(422, "Invalid", 'Pod "x" is invalid: spec.hostUsers: Forbidden: cannot be set with hostNetwork'), "Invalid"),
+        (status(400, "BadRequest", 'Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal string'), "Invalid"),
         (status(400, "BadRequest", 'admission webhook "policy" denied the request: no'), "AdmissionDenied"),
         (status(404, "NotFound", 'namespaces "team" not found'), "NamespaceMissing"),
     ],
