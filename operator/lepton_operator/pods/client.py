@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SERVICE_CHECK_SECONDS = 600.0
 TELL_BATCH = 16
+STRICTLY = {"fieldValidation": "Strict"}
+"""The API server names a mistyped field of a pod template instead of dropping it."""
 
 
 class ClusterSubstrate:
@@ -50,7 +52,7 @@ class ClusterSubstrate:
         except TemplateError as error:
             raise Rejected("Invalid", str(error)) from None
         try:
-            body = await self._api.request("create", "pods", path, body=pod)
+            body = await self._api.request("create", "pods", path, STRICTLY, body=pod)
         except AlreadyExists:
             body = await self._own_pod(job, f"{path}/{name}", name)
         except Gone as error:

@@ -38,6 +38,16 @@ async def test_a_created_worker_is_in_the_cache_before_the_call_returns(fake, su
     assert cache.workers("job-1") == [worker] and worker.template
 
 
+async def test_a_mistyped_field_of_a_template_is_not_dropped_without_a_word(fake, substrate):
+    unknown = 'Pod in version "v1" cannot be handled as a Pod: strict decoding error: unknown field "spec.nodeSelectors"'
+    fake.answers = [status(400, "BadRequest", unknown)]
+    with pytest.raises(Rejected) as refused:
+        await substrate.create_worker(job(workers={"template": {"spec": {"nodeSelectors": {}}}}), "digits-0-aaaaa", 0)
+    assert (refused.value.reason, refused.value.message) == ("Invalid", unknown)
+    ((method, path, _),) = fake.requests
+    assert method == "POST" and path.endswith("/pods?fieldValidation=Strict")
+
+
 async def test_a_variable_of_ours_in_the_template_is_reported(fake, substrate):
     fake.answers = [created]
     template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "RANK", "value": "7"}]}]}}
