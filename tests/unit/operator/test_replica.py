@@ -1,5 +1,6 @@
 """What one process does at the edges of its leadership."""
 
+import asyncio
 import types
 
 from lepton_operator.config import read_config
@@ -21,3 +22,22 @@ async def test_a_job_that_comes_up_between_a_deadline_and_its_late_renewal_is_lo
     lease.leading = True
     await replica._look("team/digits")
     assert looked == ["team/digits"]
+
+
+async def test_the_end_of_what_reads_the_signing_keys_ends_the_operator(monkeypatch):
+    """Without it agents would be refused one by one as the cluster rotates its keys, and nobody would know why."""
+    replica = Replica(read_config(["--namespace=lepton", "--trainer-image=t:1"], {"POD_IP": "10.0.0.1"}))
+
+    async def run():
+        raise RuntimeError("a fault of ours")
+
+    async def start():
+        return None
+
+    monkeypatch.setattr(replica, "_substrate", None, raising=False)
+    monkeypatch.setattr(replica, "_claimants", types.SimpleNamespace(gone=None), raising=False)
+    monkeypatch.setattr(replica, "_keys", types.SimpleNamespace(run=run), raising=False)
+    await replica._start_coordinator(types.SimpleNamespace(start=start, lead=lambda deadline: None))
+    async with asyncio.timeout(5):
+        await replica._stopping.wait()
+    assert replica._exit_code == 1
