@@ -184,7 +184,7 @@ class CoordinatorLink:
             try:
                 await self._spawn()
                 return
-            except OSError as error:
+            except Exception as error:  # no process, no thread, no memory: as long as there is none, every agent is cut off
                 self._failures += 1
                 log.error("the coordinator process could not be started: %s", error)
 
