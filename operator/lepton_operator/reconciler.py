@@ -74,7 +74,6 @@ class _Entry:
     names: dict[int, str] = field(default_factory=dict)  # chosen for a creation that has not succeeded yet
     rejection: Rejection | None = None
     said: str = ""  # the last complaint about a job that cannot be served
-    service: bool = False
     open: bool = True  # its end is still to be counted; False: it was finished when this process began to decide for it
     expected: frozenset[str] = frozenset()  # UIDs of the workers whose agents have no reason to be away
     status: Status = field(default_factory=Status)  # as it was last written, or read from `read`
@@ -259,21 +258,21 @@ class Reconciler:
         self._plain[job.key] = self._clock().mono + PLAIN_SECONDS
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
-        if job.intra_job_communication and not entry.service:
+        create = decided.create
+        if job.intra_job_communication and entry.memory.ended is None:
             try:
                 await self._substrate.ensure_service(job)
-                entry.service = True
             except Rejected as error:
                 self._reject(job, entry, error)
-                return
-        creations = [self._create(job, entry, index) for index in decided.create]
+                create = ()
+        creations = [self._create(job, entry, index) for index in create]
         deletions = [self._delete(job, delete) for delete in decided.delete]
         results = await asyncio.gather(*creations, *deletions, return_exceptions=True)
         failed = [r for r in results if isinstance(r, BaseException)]
         rejected = [r for r in failed if isinstance(r, Rejected)]
         if rejected:
             self._reject(job, entry, rejected[0])
-        elif decided.create and not failed:
+        elif create and not failed:
             entry.rejection = None
         for failure in failed:
             if not isinstance(failure, Rejected):

@@ -32,6 +32,8 @@ class Substrate:
         self.conflicts = 0
         self.lost_answers = 0  # of writes that are carried out
         self.gone = False
+        self.services = 0  # times that one was seen to
+        self.foreign_service = False
         self.during_write: Callable[[], object] = lambda: None
         self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
 
@@ -70,7 +72,10 @@ class Substrate:
             raise Unavailable("no answer in time")
 
     async def ensure_service(self, job: Job) -> None:
-        raise AssertionError("nobody asked for a Service")
+        assert job.intra_job_communication, "nobody asked for a Service"
+        self.services += 1
+        if self.foreign_service:
+            raise Rejected("NameConflict", "a Service named digits exists and does not belong to this job")
 
     async def emit(self, job: Job, event: Event) -> None:
         self.events.append(event)
@@ -180,6 +185,35 @@ async def test_the_refusers_words_reach_the_condition_and_the_creation_is_tried_
     world.mono += 30
     await world.look(3)
     assert len(world.substrate.made) == 2
+
+
+async def test_the_service_is_seen_to_as_long_as_the_job_lives_for_somebody_may_delete_it() -> None:
+    world = World(intraJobCommunication=True)
+    await world.look(3)
+    seen = world.substrate.services
+    await world.look(3)
+    assert world.substrate.services > seen
+    world.conclude()
+    await world.look()
+    seen = world.substrate.services
+    await world.look(3)
+    assert world.substrate.services == seen, "a job that has ended needs none"
+
+
+async def test_a_foreign_service_keeps_new_workers_from_being_made_but_surplus_ones_go() -> None:
+    world = World(intraJobCommunication=True)
+    await world.look(3)
+    world.substrate.foreign_service = True
+    world.substrate.made["twin"] = Worker("twin", "uid-twin", 1, Phase.RUNNING, created=1e9)
+    world.substrate.made = {name: w for name, w in world.substrate.made.items() if w.index == 1}
+    await world.look(2)
+    assert [w.index for w in world.substrate.made.values()] == [1]
+    ready = conditions.find(read_status(world.substrate.body["status"]).conditions, conditions.PODS_READY)
+    assert ready is not None and ready.reason == "NameConflict"
+    world.substrate.foreign_service = False
+    world.mono += 30
+    await world.look(2)
+    assert sorted(w.index for w in world.substrate.made.values()) == [0, 1]
 
 
 async def test_a_job_that_cannot_be_read_gets_one_condition_and_one_event() -> None:
