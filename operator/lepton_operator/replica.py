@@ -147,7 +147,7 @@ class Replica:
             on_renewed=here(self._renewed),
             on_lost=here(self._lost),
             on_other_holder=here(self._another_leads),
-            place=self._config.pod_name,
+            place=self._config.pod_name if self._config.in_pod else "",
         )
 
     async def _stop(self, tasks: list[asyncio.Task[Any]], probes: ProbeServer) -> None:
