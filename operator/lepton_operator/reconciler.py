@@ -28,6 +28,7 @@ LONGEST_SECONDS = 30.0
 LOOK_AGAIN_SECONDS = 0.05
 """After a status write the plan is asked once more: what it waits for next is counted from the write."""
 INVALID = "InvalidSpec"
+NAME_CONFLICT = "NameConflict"
 REJECTED_STATUS_SECONDS = 30.0
 PLAIN_SECONDS = 600.0
 """For so long a CRD that refused what is only shown is not asked again; it may have been upgraded by then."""
@@ -284,7 +285,12 @@ class Reconciler:
 
     async def _create(self, job: Job, entry: _Entry, index: int) -> Worker:
         name = entry.names.setdefault(index, f"{job.name}-{index}-{''.join(secrets.choice(SUFFIX_ALPHABET) for _ in range(5))}")
-        worker = await self._substrate.create_worker(job, name, index)
+        try:
+            worker = await self._substrate.create_worker(job, name, index)
+        except Rejected as error:
+            if error.reason == NAME_CONFLICT:  # nobody has to make room for a name that we have thrown by dice
+                entry.names.pop(index, None)
+            raise
         entry.names.pop(index, None)
         return worker
 

@@ -161,6 +161,18 @@ async def test_a_name_is_chosen_once_and_kept_over_retries() -> None:
     assert len(set(world.substrate.asked)) == 2
 
 
+async def test_a_name_that_a_foreign_pod_has_is_given_up() -> None:
+    world = World()
+    world.substrate.faults = [Rejected("NameConflict", "a pod of this name exists"), Rejected("QuotaExceeded", "pods=0")]
+    await world.look()
+    foreign, refused = world.substrate.asked
+    world.mono += 30
+    await world.look()
+    again = world.substrate.asked[2:]
+    assert len(again) == 2 and foreign not in again and refused in again
+    assert foreign not in world.substrate.made
+
+
 async def test_nothing_is_published_that_the_status_write_has_not_won() -> None:
     world = World()
     await world.look(2)

@@ -20,7 +20,7 @@ KUBERNETES = {
     *("LeptonTrainingJob", "Pod", "Service", "ConfigMap", "Event", "Lease", "EndpointSlice", "TokenReview", "DeleteOptions", "List"),
     *("Normal", "Warning", "Always", "Never", "IfNotPresent", "Exists", "NoExecute", "Memory", "OnRootMismatch", "RuntimeDefault", "None"),
     *("Succeeded", "Ready", "PodScheduled", "DisruptionTarget", "ContainerCreating", "PodInitializing", "True", "False", "AlreadyExists"),
-    *("Accept", "Bearer", "BearerToken"),
+    *("Accept", "Bearer", "BearerToken", "Strict"),
 }
 TOLD_BY_THE_POD = {"FailedScheduling", "BackOff", "Failed", "Unhealthy", "Preempted"}
 """Reasons of the kubelet's events that are never passed on, because the pod's status says it better."""

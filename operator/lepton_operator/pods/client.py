@@ -75,7 +75,7 @@ class ClusterSubstrate:
         except Gone:
             raise Unavailable(f"pod {name} is just going away", retry_after=0.5) from None
         if owner_of(body)[1] != job.uid:
-            raise Rejected("NameConflict", f"a pod named {name} exists and does not belong to this job: delete or rename it")
+            raise Rejected("NameConflict", f"a pod named {name} exists and does not belong to this job; another name is tried")
         return body
 
     async def delete_worker(self, job: Job, worker: Worker, grace_seconds: float | None) -> None:
