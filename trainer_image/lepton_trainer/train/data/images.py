@@ -10,12 +10,15 @@ import gzip
 import hashlib
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lepton_trainer.train.data import cache
 from lepton_trainer.train.data.order import keyed
@@ -40,6 +43,32 @@ class ImageSet:
     classes: list[str]
     rejected: dict[str, int]
     key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """From pixels to what the model takes: the one way, in training and in serving. Kept with the model as JSON."""
+
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: list[float]
+    std: list[float]
+    """Of the training split's channels, values 0 to 1."""
+    labels: list[str]
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Encoder:
+        channels, height, width = document["shape"]
+        return cls((channels, height, width), document["mean"], document["std"], document["labels"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "mean": self.mean, "std": self.std, "labels": self.labels}
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels [n, c, h, w], float, 0 to 255; changed in place -> normalised."""
+        mean = torch.tensor(self.mean).view(1, -1, 1, 1) * 255.0
+        scale = 1.0 / (torch.tensor(self.std).view(1, -1, 1, 1) * 255.0)
+        return pixels.sub_(mean).mul_(scale)
 
 
 def split_mask(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
