@@ -1,4 +1,4 @@
-"""What becomes of a trained model: a round's changes, a warm start, the whole model from any layout, the export and what may go wrong with it."""
+"""What becomes of a trained model: a round's changes, a warm start, the whole model from any layout, its export and what may go wrong."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_disk_that_is_full_at_the_export_keeps_the_checkpoints_and_says_what_t
         return plain(*arguments)
 
     monkeypatch.setattr(conclusion, "export", export)
-    with pytest.raises(UserError, match="the model cannot be written: .*the checkpoints are kept"):
+    with pytest.raises(UserError, match=r"the model cannot be written: .*the checkpoints are kept"):
         loop.train(config, EXPORT)
     full_disk(False)
     assert "ExportFailed: " in capsys.readouterr().err and list(tmp_path.glob("gen-1/step-000000020/manifest.json"))

@@ -71,6 +71,15 @@ class Encoder:
         return pixels.sub_(mean).mul_(scale)
 
 
+def pixels_of(picture: Any, shape: tuple[int, int, int]) -> Array:
+    """A PIL picture cut to the shape's aspect and scaled to it -> uint8 [c, h, w]."""
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    fitted = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (width, height), method=Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
+
+
 def split_mask(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
     """True for the held-out ones of `count` samples: the `fraction` with the smallest hash; a function of the arguments alone."""
     held = round(count * fraction)
@@ -245,9 +254,9 @@ def _folder(config: ImageData) -> cache.Prepared:
 
 def _decode(files: list[Path], classes: list[str], config: ImageData, where: Path) -> tuple[Array, Array, Counter[str]]:
     """Read, convert and scale pictures; those that cannot be read and those of an unknown class are counted."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
-    mode, channels, edge = ("L", 1, config.image_size) if config.grayscale else ("RGB", 3, config.image_size)
+    channels, edge = 1 if config.grayscale else 3, config.image_size
     images, labels = np.empty((len(files), channels, edge, edge), dtype=np.uint8), np.empty(len(files), dtype=np.int64)
     reasons: Counter[str] = Counter()
     kept = 0
@@ -257,11 +266,10 @@ def _decode(files: list[Path], classes: list[str], config: ImageData, where: Pat
             continue
         try:
             with Image.open(file) as picture:
-                scaled = ImageOps.fit(picture.convert(mode), (edge, edge), method=Image.Resampling.BILINEAR)
+                images[kept] = pixels_of(picture, (channels, edge, edge))
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             reasons["not a whole image"] += 1
             continue
-        images[kept] = np.asarray(scaled).reshape(edge, edge, channels).transpose(2, 0, 1)
         labels[kept] = classes.index(file.parent.name)
         kept += 1
     enforce(reasons, len(files), str(where), config.max_bad_fraction)
