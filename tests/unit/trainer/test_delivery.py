@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -18,8 +19,9 @@ import trainer_group
 import trainer_runs as runs
 from lepton_trainer.train import loop, models, schema
 from lepton_trainer.train.config import Assignment, TaskConfig, assignment
-from lepton_trainer.train.delivery import conclusion, manifest
+from lepton_trainer.train.delivery import conclusion, formats, manifest
 from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.serving import models as serving
 from lepton_trainer.train.settings.delivery import RESERVED, Delivery, Export, Optimise, Round
 from lepton_trainer.train.storage import open_storage
 
@@ -131,17 +133,22 @@ def test_an_export_is_made_once_and_again_when_something_else_is_asked(tmp_path:
     assert not (tmp_path / "model" / first["version"]).exists()
 
 
-def test_other_formats_give_the_original_s_outputs(text: Path, tmp_path: Path) -> None:
-    formats = Delivery(export=Export(formats=["safetensors", "torchExport", "onnx"]))
-    for out, config in (
-        (tmp_path / "a", runs.digits(tmp_path / "a", training={"steps": 2})),
-        (tmp_path / "b", runs.language(text, tmp_path / "b", training={"steps": 2})),
-    ):
-        loop.train(config, formats)
-        found = manifest.read(open_storage(str(out / "model")))
-        assert found is not None and found["formats"].keys() == {"torchExport", "onnx"}
-        for fact in found["formats"].values():
-            assert fact["difference"] <= fact["tolerance"] == 1e-3 and f"{found['version']}/{fact['file']}" in found["files"]
+def test_other_formats_give_the_original_s_outputs(tmp_path: Path) -> None:
+    loop.train(runs.digits(tmp_path, training={"steps": 2}), Delivery(export=Export(formats=["safetensors", "torchExport", "onnx"])))
+    found = manifest.read(open_storage(str(tmp_path / "model")))
+    assert found is not None and found["formats"].keys() == {"torchExport", "onnx"}
+    for fact in found["formats"].values():
+        assert fact["difference"] <= fact["tolerance"] == 1e-3 and f"{found['version']}/{fact['file']}" in found["files"]
+
+
+def test_a_format_that_differs_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(formats, "_torch_export", lambda model, inputs, file: model(inputs * 1.1).float())
+    loop.train(runs.digits(tmp_path, training={"steps": 2}), Delivery(export=Export(formats=["torchExport"])))
+    assert re.search(r"ExportFailed: torchExport differs from the original by [\d.e-]+ of the largest output", capsys.readouterr().err)
+    found = manifest.read(open_storage(str(tmp_path / "model")))
+    assert found is not None and found["formats"] == {}
 
 
 def die_while_exporting(config: TaskConfig, delivery: Delivery) -> None:
@@ -160,6 +167,17 @@ def test_a_run_that_is_killed_between_its_end_and_its_export_exports_when_it_is_
     found = manifest.read(storage)
     assert found is not None and found["source"]["step"] == 20
     assert len(list(tmp_path.glob("model/step-*"))) == 1, "what was left half-way is gone"
+
+
+def test_an_object_store_holds_a_model_like_a_directory(tmp_path: Path) -> None:
+    """fsspec's own store in memory; the proofs use S3's interface."""
+    place = f"memory://{tmp_path.name}/models"
+    delivery = Delivery(export=Export(path=place), round=Round(number=2))
+    loop.train(runs.digits(tmp_path), delivery)
+    storage = open_storage(f"{place}/round-2")
+    found = manifest.read(storage)
+    assert found is not None and found["source"]["round"] == 2
+    assert serving.load(storage, found, torch.device("cpu")).digest == found["digest"]
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path: Path) -> None:

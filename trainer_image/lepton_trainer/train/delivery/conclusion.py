@@ -127,10 +127,11 @@ def export(run: Run, trained: nn.Module, source: dict[str, Any], storage: Storag
         save_file(tensors, folder / manifest.WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # its own kind for whatever the disk says
         raise OSError(str(error)) from None
-    (folder / manifest.ENCODER).write_text(json.dumps(task.preprocessing))
-    # What is written is what is judged: the file, loaded again.
-    loaded = _loaded(folder, best.description).to(device)
+    # What is written is what is judged: the file, loaded again. Judging comes before the encoder is written, because a task may decide
+    # something there that belongs to this model, such as a threshold.
+    loaded = models.restored(best.description, load_file(folder / manifest.WEIGHTS)).to(device)
     best = judging.judge(loaded, best.description, task, device)
+    (folder / manifest.ENCODER).write_text(json.dumps(task.preprocessing))
     loaded.cpu()
     made: dict[str, dict[str, Any]] = {}
     for kind in wishes.formats:
@@ -174,10 +175,6 @@ def export(run: Run, trained: nn.Module, source: dict[str, Any], storage: Storag
         if name.startswith("step-") and name not in (version, before and before["version"]):
             storage.delete(name)
     return found
-
-
-def _loaded(folder: Path, description: dict[str, Any]) -> nn.Module:
-    return models.restored(description, load_file(folder / manifest.WEIGHTS))
 
 
 def _files(folder: Path, version: str) -> dict[str, Any]:

@@ -73,6 +73,8 @@ class Delivery:
 
 
 NOTHING = Delivery()
+WIDTHS = {"width", "factors"}
+"""What the tasks' models call their width."""
 
 
 def applied(task: Model, change: Round) -> Model:
@@ -105,17 +107,18 @@ def narrower(task: Model, factor: float) -> Model | None:
 
 
 def _widened(section: type[BaseModel], values: dict[str, Any], factor: float) -> dict[str, Any]:
-    """What changes of a model's settings: its `width`, rounded to a multiple of four within its bounds, else its `preset`."""
-    for name, field in section.model_fields.items():
-        if name == "width":
-            low = next((limit.ge for limit in field.metadata if hasattr(limit, "ge")), 1)
-            high = next((limit.le for limit in field.metadata if hasattr(limit, "le")), 1 << 20)
-            return {"width": int(min(max(round(values["width"] * factor / 4) * 4, low), high))}
-        if name == "preset":
-            names = sorted(get_args(field.annotation), key=_size)
-            place = names.index(values["preset"]) + (1 if factor > 1 else -1)
-            return {"preset": names[min(max(place, 0), len(names) - 1)]}
-    return {}
+    """What changes of a model's settings: its widths, rounded to a multiple of four within their bounds, else its preset."""
+    changed: dict[str, Any] = {}
+    for name in WIDTHS & section.model_fields.keys():
+        limits = section.model_fields[name].metadata
+        low = next((limit.ge for limit in limits if hasattr(limit, "ge")), 1)
+        high = next((limit.le for limit in limits if hasattr(limit, "le")), 1 << 20)
+        changed[name] = int(min(max(round(values[name] * factor / 4) * 4, low), high))
+    if not changed and "preset" in section.model_fields:
+        names = sorted(get_args(section.model_fields["preset"].annotation), key=_size)
+        place = names.index(values["preset"]) + (1 if factor > 1 else -1)
+        changed["preset"] = names[min(max(place, 0), len(names) - 1)]
+    return changed
 
 
 def _size(preset: str) -> float:
