@@ -214,6 +214,7 @@ class Reconciler:
             settled=self._coordinator.settled,
             blind=self._blind(),
             rejection=entry.rejection,
+            checkpoints=self._substrate.checkpoints(job),
             claimant_gone=self._claimant_gone(str(job.status.get("manager", ""))),
         )
         before = entry.memory

@@ -71,5 +71,8 @@ class Substrate(Protocol):
     async def ensure_service(self, job: Job) -> None:
         """The headless Service of a job that asked for `intraJobCommunication`. Raises `Rejected`, `Unavailable`."""
 
+    def checkpoints(self, job: Job) -> str:
+        """The directory of the job's checkpoints as its workers see it, without the round's; empty where it keeps none."""
+
     async def emit(self, job: Job, event: Event) -> None:
         """Tells the user; never raises: a lost event is logged."""

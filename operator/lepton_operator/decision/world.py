@@ -34,6 +34,7 @@ class World:
     settled: float = 0.0  # mono: since when no handshakes queue there
     blind: bool = False
     rejection: Rejection | None = None
+    checkpoints: str = ""  # the directory of the job's checkpoints as its workers see it, without the round's; empty: it keeps none
     claimant_gone: bool = False  # the installation in status.manager has not renewed its Lease for long
 
 

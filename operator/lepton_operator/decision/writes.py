@@ -54,6 +54,7 @@ def significant(status: Status) -> Status:
         progress=ProgressView(),
         checkpoint=CheckpointView(),
         startup=Startup(),
+        evaluation=replace(status.evaluation, value="") if status.evaluation is not None else None,
         goodput=replace(status.goodput, ratio="", productive_seconds=0.0, lost_seconds={}, mean_recovery_seconds=None),
         conditions=tuple(_without_words(c) for c in status.conditions),
     )

@@ -22,7 +22,6 @@ from lepton_trainer.protocol import names
 GRACE_SECONDS = 10.0
 """A local worker's time from SIGTERM to SIGKILL."""
 TRAINER_ROOT = Path(names.__file__).parents[2]
-ROUND = "round-0"
 CONFIG_MAP_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 
 
@@ -55,9 +54,14 @@ def outfit(run: RunDirectory, manifest: Manifest, job: Job, name: str, uid: str,
 
 
 def checkpoint_directory(run: RunDirectory, job: Job) -> Path | None:
-    if job.checkpoint is None:
-        return None
-    return run.claims / job.checkpoint.claim_name / job.checkpoint.path / ROUND
+    """Of its first round."""
+    root = checkpoint_root(run, job)
+    return root / job.first_round if root is not None else None
+
+
+def checkpoint_root(run: RunDirectory, job: Job) -> Path | None:
+    """The directory that spec.checkpoint names; each round has its own in it."""
+    return run.claims / job.checkpoint.claim_name / job.checkpoint.path if job.checkpoint is not None else None
 
 
 def agent_directory(uid: str) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 from lepton_operator.job import Job, format_time, read_job
 from lepton_operator.local import processes
 from lepton_operator.local.manifest import Manifest
-from lepton_operator.local.outfit import GRACE_SECONDS, agent_directory, outfit
+from lepton_operator.local.outfit import GRACE_SECONDS, agent_directory, checkpoint_root, outfit
 from lepton_operator.local.store import RunDirectory
 from lepton_operator.local.validation import ManifestError
 from lepton_operator.substrate import Event, Gone, Rejected, Unavailable
@@ -69,6 +69,9 @@ class LocalSubstrate:
 
     async def ensure_service(self, job: Job) -> None:
         """All workers share this machine's loopback: names need no Service."""
+
+    def checkpoints(self, job: Job) -> str:
+        return str(checkpoint_root(self._run, job) or "")
 
     async def emit(self, job: Job, event: Event) -> None:
         event = replace(event, message=str(_in_local_words(event.message)))

@@ -14,7 +14,7 @@ from lepton_operator.job import Job
 from lepton_operator.pods.api import AlreadyExists, Api
 from lepton_operator.pods.cache import JOBS, PODS, Cache
 from lepton_operator.pods.events import Recorder
-from lepton_operator.pods.manifests import PodDefaults, build_pod, build_service, owned_env
+from lepton_operator.pods.manifests import PodDefaults, build_pod, build_service, checkpoint_root, owned_env
 from lepton_operator.pods.projection import Pod, digest, owner_of, read_pod
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Unavailable
 from lepton_operator.worker import Phase, Worker
@@ -130,6 +130,9 @@ class ClusterSubstrate:
         except Conflict as error:
             raise Unavailable(str(error), retry_after=0.2) from None
         self._services = {uid: seen for uid, seen in self._services.items() if now - seen < SERVICE_CHECK_SECONDS} | {job.uid: now}
+
+    def checkpoints(self, job: Job) -> str:
+        return checkpoint_root(job)
 
     async def emit(self, job: Job, event: Event) -> None:
         await self._events.emit(job, event)

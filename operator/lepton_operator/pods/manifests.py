@@ -197,7 +197,7 @@ def _own_env(job: Job, index: int) -> list[Json]:
         "LEPTON_RESOURCE_ACCELERATOR_TYPE": _accelerator_type(job.workers.resources, template_spec),
     }
     if job.checkpoint:
-        values[names.CHECKPOINT_DIR] = posixpath.join(c.CHECKPOINTS_DIR, job.checkpoint.path, "round-0")
+        values[names.CHECKPOINT_DIR] = posixpath.join(checkpoint_root(job), job.first_round)
     if job.trainer.builtin:
         values[names.BUILTIN] = job.trainer.builtin
     if job.from_logs:
@@ -210,6 +210,11 @@ def _own_env(job: Job, index: int) -> list[Json]:
     }
     plain = [{"name": name, "value": value} for name, value in values.items()]
     return plain + [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
+
+
+def checkpoint_root(job: Job) -> str:
+    """Where the job's checkpoints lie in its pods, each round's in a directory of its own; empty where it keeps none."""
+    return posixpath.join(c.CHECKPOINTS_DIR, job.checkpoint.path) if job.checkpoint else ""
 
 
 def _accelerator_type(resources: Json, template_spec: Json) -> str:
