@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from lepton_trainer.train import optim
 from lepton_trainer.train.checkpoint import Checkpointer
-from lepton_trainer.train.config import Optimizer
 from lepton_trainer.train.models.transformer import Shape, Transformer
+from lepton_trainer.train.settings.shared import Optimizer
 
 CHECKPOINTS, EVERY, BATCH, CONTEXT, VOCABULARY = 10, 20, 6, 64, 4096
 

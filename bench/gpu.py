@@ -23,10 +23,10 @@ import trainer as bench
 from torch import Tensor
 
 from lepton_trainer.train import fp8, optim
-from lepton_trainer.train.config import TextOptimizer
 from lepton_trainer.train.models.transformer import PRESETS, Shape, Transformer, flops_per_token
 from lepton_trainer.train.parallel import Engine, Layout
 from lepton_trainer.train.ranks import Place
+from lepton_trainer.train.settings.language_modeling import TextOptimizer
 from lepton_trainer.train.throughput import peak_of
 
 MODELS: dict[str, tuple[Shape, int, int, int]] = {  # shape, vocabulary, context, sequences per pass

@@ -1,4 +1,4 @@
-"""Writes `spec.trainer.builtin` of the CRD from the trainer's own models: `make crd`, after a change of `train/config.py`.
+"""Writes `spec.trainer.builtin` of the CRD from the trainer's own models: `make crd`, after a change of `train/settings/`.
 
 The block between the two marks is replaced as a whole. Defaults are told in the descriptions and not set by the API server: a job keeps
 what its user wrote, and an image of another version keeps its own defaults.
@@ -14,7 +14,7 @@ from lepton_trainer.train import schema
 from lepton_trainer.train.config import TASKS
 
 CRD = Path(__file__).parents[1] / "crds" / "leptontrainingjobs.training.lepton.ai.yaml"
-BEGIN = "                    # Made by `make crd` from trainer_image/lepton_trainer/train/config.py; the next lines are not to be edited.\n"
+BEGIN = "                    # Made by `make crd` from trainer_image/lepton_trainer/train/settings/; the next lines are not to be edited.\n"
 END = "                    # The end of what `make crd` makes.\n"
 INDENT = " " * 20
 Json = dict[str, Any]

@@ -9,7 +9,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from lepton_trainer.train.config import LanguageModeling, TaskConfig, parse
+from lepton_trainer.train.config import TaskConfig, parse
+from lepton_trainer.train.settings.language_modeling import LanguageModeling
 
 TEXT = "the rank that is lost comes back and each sample is used once per epoch whatever happens to the group on its way"
 WORDS = TEXT.split()

@@ -15,9 +15,10 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from lepton_trainer.train import loop, tasks
-from lepton_trainer.train.config import ImageData, parse
+from lepton_trainer.train.config import parse
 from lepton_trainer.train.data import images
 from lepton_trainer.train.data.order import Order
+from lepton_trainer.train.settings.image_classification import ImageData
 from lepton_trainer.train.tasks.language_modeling import LanguageModelingTask
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,10 @@ import yaml
 from lepton_trainer.agent.install import install
 from lepton_trainer.train import schema
 from lepton_trainer.train.cli import main
-from lepton_trainer.train.config import TASKS, ImageClassification, LanguageModeling, load, parse
+from lepton_trainer.train.config import TASKS, load, parse
 from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.settings.image_classification import ImageClassification
+from lepton_trainer.train.settings.language_modeling import LanguageModeling
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from PIL import Image
 
 import trainer_runs as runs
 from lepton_trainer.train import tasks
-from lepton_trainer.train.config import ImageData, TextData, parse
+from lepton_trainer.train.config import parse
 from lepton_trainer.train.data import cache, images, text
 from lepton_trainer.train.data.augment import Augmentation
 from lepton_trainer.train.data.feed import Feed
 from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.settings.image_classification import ImageData
+from lepton_trainer.train.settings.language_modeling import TextData
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 
 import trainer_group
 import trainer_runs as runs
-from lepton_trainer.train.config import Parallelism, Training
 from lepton_trainer.train.errors import UserError
 from lepton_trainer.train.parallel import Layout, layout
 from lepton_trainer.train.pipeline import micro_batch
+from lepton_trainer.train.settings.shared import Parallelism, Training
 
 SHORT: dict[str, Any] = {"training": {"steps": 8, "globalBatch": 16}, "checkpoint": {"everySteps": 4}}
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from lepton_trainer.train import optim, plots
-from lepton_trainer.train.config import Optimizer, Schedule
 from lepton_trainer.train.lineage import Point, line
 from lepton_trainer.train.loop import judge
 from lepton_trainer.train.optim import Muon, orthogonal
 from lepton_trainer.train.progress import Progress, duration
 from lepton_trainer.train.schedule import factor
+from lepton_trainer.train.settings.shared import Optimizer, Schedule
 from lepton_trainer.train.throughput import Rates, Throughput, peak_of
 
 

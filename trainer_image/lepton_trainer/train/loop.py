@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lepton_trainer.train import fp8, optim, parallel, pipeline, ranks, schedule, tasks
 from lepton_trainer.train.checkpoint import Checkpointer
-from lepton_trainer.train.config import ImageClassification, TaskConfig
+from lepton_trainer.train.config import TaskConfig, name_of
 from lepton_trainer.train.data.feed import Batch, Feed
 from lepton_trainer.train.data.order import portions, share
 from lepton_trainer.train.errors import NonFiniteLoss, NotSaved, OutOfMemory
@@ -90,9 +90,9 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     engine.warm()
 
     # Where it is written, and from where it goes on.
-    path, output = places(_name(config), config.checkpoint.path, config.output.directory)
+    path, output = places(name_of(config), config.checkpoint.path, config.output.directory)
     journal = Journal(place.rank, output, task.metric, total_steps, config.output.plots)
-    identity = {**task.identity, "task": _name(config), "seed": settings.seed, "optimizer": config.optimizer.name, "ema": bool(average)}
+    identity = {**task.identity, "task": name_of(config), "seed": settings.seed, "optimizer": config.optimizer.name, "ema": bool(average)}
     checkpoints = Checkpointer(path, json.loads(json.dumps(identity)), config.checkpoint.keep, journal.event)
     tensors = {f"model.{name}": t for name, t in engine.model.state_dict().items()}
     called = {id(parameter): name for name, parameter in engine.named.items()}
@@ -226,7 +226,7 @@ def evaluate(task: tasks.Task, engine: Engine, average: optim.Average | None) ->
     first, last = share(0, task.test_size, engine.data_rank, engine.layout.data)
     limit = max(1, EVALUATION_BATCH // max(task.tokens // 16, 1))
     passes, most = portions(task.test_size, limit, engine.layout.data)
-    sums = torch.zeros(2, dtype=torch.float64, device=engine.place.device)
+    sums = torch.zeros(task.sums, dtype=torch.float64, device=engine.place.device)
     for turn in range(passes):
         start = min(first + turn * most, last)
         found = engine.evaluate(*task.test_batch(start, min(start + most, last)), task.score)
@@ -283,10 +283,6 @@ def _ledger(config: TaskConfig, output: Path, engine: Engine, checkpoints: Check
 
 def _due(every: int, step: int, epoch_over: bool) -> bool:
     return step % every == 0 if every else epoch_over
-
-
-def _name(config: TaskConfig) -> str:
-    return "image-classification" if isinstance(config, ImageClassification) else "language-modeling"
 
 
 def _autocast(precision: str, place: Place) -> torch.dtype | None:

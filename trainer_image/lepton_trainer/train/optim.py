@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from lepton_trainer.train import config
+from lepton_trainer.train.settings import shared
 
 
 class Muon(Optimizer):
@@ -50,7 +50,7 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     return result
 
 
-def build(settings: config.Optimizer, model: nn.Module) -> list[Optimizer]:
+def build(settings: shared.Optimizer, model: nn.Module) -> list[Optimizer]:
     """One optimiser, or two for Muon. Weight decay falls on matrices and kernels, not on gains, biases and embeddings."""
     matrices, embeddings, vectors, hidden = [], [], [], []
     for name, parameter in model.named_parameters():

@@ -21,10 +21,10 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from lepton_trainer.train.config import Parallelism
 from lepton_trainer.train.errors import Unfit, UserError
 from lepton_trainer.train.models.transformer import Transformer
 from lepton_trainer.train.ranks import Place
+from lepton_trainer.train.settings.shared import Parallelism
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

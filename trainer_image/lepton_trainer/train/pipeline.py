@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from lepton_trainer.train.config import Training
 from lepton_trainer.train.errors import Unfit, UserError
 from lepton_trainer.train.models.transformer import Transformer
 from lepton_trainer.train.parallel import Engine, Layout, Loss, blocks
 from lepton_trainer.train.ranks import Place
+from lepton_trainer.train.settings.shared import Training
 
 
 class PipelineEngine(Engine):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lepton_trainer.train.config import Schedule
+from lepton_trainer.train.settings.shared import Schedule
 
 
 def factor(schedule: Schedule, step: int, total: int) -> float:

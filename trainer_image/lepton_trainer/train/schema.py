@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lepton_trainer.train.config import RULES, TASKS
+from lepton_trainer.train.config import TASKS
+from lepton_trainer.train.settings.section import RULES
 
 
 def of(task: str) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_trainer.train.config import ImageData
 from lepton_trainer.train.data import cache
 from lepton_trainer.train.data.order import keyed
 from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.settings.image_classification import ImageData
 
 Array = NDArray[Any]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")

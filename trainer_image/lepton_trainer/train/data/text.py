@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_trainer.train.config import TextData
 from lepton_trainer.train.data import cache
 from lepton_trainer.train.data.images import enforce, split_mask
 from lepton_trainer.train.data.order import Int64s, keyed
 from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.settings.language_modeling import TextData
 
 Array = NDArray[Any]
 _TOKENIZER_BYTES = 16 << 20  # a vocabulary settles long before; more text only costs time

@@ -6,12 +6,15 @@ loop may add up over any split of the work.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from lepton_trainer.train.config import ImageClassification, TaskConfig
+from lepton_trainer.train.config import TaskConfig
 from lepton_trainer.train.data.order import Int64s
+from lepton_trainer.train.settings.image_classification import ImageClassification
+from lepton_trainer.train.settings.language_modeling import LanguageModeling
 
 
 class Task(Protocol):
@@ -30,6 +33,8 @@ class Task(Protocol):
     metric: str
     """The figure of merit by which evaluations are compared."""
     mode: Literal["max", "min"]
+    sums: int
+    """How many sums `score` gives."""
     identity: dict[str, Any]
     """What a checkpoint must agree with: model, classes, data. JSON."""
     notes: list[str]
@@ -46,22 +51,21 @@ class Task(Protocol):
         """The loss summed over all units of the batch, a scalar in fp32."""
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sums over a test batch, fp64 [k], that `metrics` turns into figures."""
+        """Sums over a test batch, fp64 [sums], that `metrics` turns into figures."""
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """Figures of merit from the sums of `score` over the whole held-out split."""
 
 
+_ROOMS = {ImageClassification: "image_classification.ImageClassificationTask", LanguageModeling: "language_modeling.LanguageModelingTask"}
+
+
 def build(config: TaskConfig) -> Task:
-    """The task of a configuration, its data loaded or prepared.
+    """The task of a configuration, its data loaded or prepared; its room is imported only now.
 
     Raises:
         UserError: the data is missing or unusable.
     """
-    if isinstance(config, ImageClassification):
-        from lepton_trainer.train.tasks.image_classification import ImageClassificationTask
-
-        return ImageClassificationTask(config)
-    from lepton_trainer.train.tasks.language_modeling import LanguageModelingTask
-
-    return LanguageModelingTask(config)
+    room, name = _ROOMS[type(config)].split(".")
+    task: Task = getattr(import_module(f"lepton_trainer.train.tasks.{room}"), name)(config)
+    return task

@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lepton_trainer.train.config import ImageClassification
 from lepton_trainer.train.data import images
 from lepton_trainer.train.data.augment import Augmentation
 from lepton_trainer.train.data.order import Int64s
 from lepton_trainer.train.models.resnet import ResNet
+from lepton_trainer.train.settings.image_classification import ImageClassification
 
 
 class ImageClassificationTask:
     """A residual CNN on normalised images; the figure of merit is the accuracy on the held-out split, 0 to 1."""
 
     metric = "accuracy"
+    sums = 2
     mode: Literal["max", "min"] = "max"
     units = 1
     tokens = 0

@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lepton_trainer.train.config import LanguageModeling
 from lepton_trainer.train.data import text
 from lepton_trainer.train.data.order import Int64s
 from lepton_trainer.train.errors import UserError
 from lepton_trainer.train.models.transformer import PRESETS, Transformer, flops_per_token
+from lepton_trainer.train.settings.language_modeling import LanguageModeling
 
 
 class LanguageModelingTask:
     """A decoder transformer; the figure of merit is bits per byte of the held-out text, per token where bytes are unknown."""
 
+    sums = 2
     mode: Literal["max", "min"] = "min"
 
     def __init__(self, config: LanguageModeling) -> None:
