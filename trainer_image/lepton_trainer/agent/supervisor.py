@@ -40,7 +40,7 @@ FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def first_steps_pause(elapsed: float) -> float:
-    """Seconds until the next look for a first step, `elapsed` seconds after the start: a twentieth at first, and ever fewer looks at a script
+    """Seconds until the next look for a first step, `elapsed` seconds after the start: 0.05 at first, and ever fewer looks at a script
     that takes long to step or reports nothing."""
     return max(0.05, elapsed / 60.0)
 
