@@ -163,8 +163,8 @@ class EvaluationView:
 
     @property
     def past(self) -> int:
-        """The generation that ended the newest round that is over; 0: none is."""
-        return max((entry.generation for entry in self.rounds), default=0)
+        """The generation that ended the round before this one; 0: this is the first."""
+        return max((entry.generation for entry in self.rounds if entry.round < self.round), default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class Draft:
 
     @property
     def past(self) -> int:
-        """The generation that ended the newest round that is over; 0: none is."""
+        """The generation that ended the round before this one; 0: this is the first, or there are none."""
         return self.status.evaluation.past if self.status.evaluation is not None else 0
 
     def is_present(self, progress: Progress) -> bool:

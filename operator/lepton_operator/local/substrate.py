@@ -18,7 +18,7 @@ from typing import Any
 from lepton_operator.job import Job, format_time, read_job
 from lepton_operator.local import processes
 from lepton_operator.local.manifest import Manifest
-from lepton_operator.local.outfit import GRACE_SECONDS, agent_directory, checkpoint_root, outfit
+from lepton_operator.local.outfit import GRACE_SECONDS, agent_directory, at_home, checkpoint_root, outfit
 from lepton_operator.local.store import RunDirectory
 from lepton_operator.local.validation import ManifestError
 from lepton_operator.substrate import Event, Gone, Rejected, Unavailable
@@ -54,7 +54,7 @@ class LocalSubstrate:
 
     def job(self, key: str) -> Job | None:
         body = self._run.read()
-        return read_job(body) if body is not None else None
+        return at_home(self._run, read_job(body)) if body is not None else None
 
     async def write_status(self, job: Job, status: dict[str, Any]) -> None:
         words: dict[str, Any] = _in_local_words(status)

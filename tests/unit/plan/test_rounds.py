@@ -71,6 +71,7 @@ def test_a_met_requirement_completes_the_job_and_names_the_best_round() -> None:
     assert true(sim, conditions.COMPLETE)
     assert "accuracy is 0.981 in round 1: accuracy at least 0.97 was required" in sim.status.message
     assert view(sim).met and view(sim).best == Best(1, "0.981", "/checkpoints/digits/round-1")
+    assert sim.status.progress.step == 100, "its last steps are shown"
 
 
 def test_a_missed_requirement_begins_the_next_round_as_a_new_generation_in_the_same_pods() -> None:
