@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from lepton_operator.constants import CONTAINER_TRAINER
+
 AUTO = "auto"
 Json = dict[str, Any]
 
@@ -179,7 +181,7 @@ def read_job(body: Json) -> Job:
             replicas=replicas,
             min_replicas=minimum,
             procs=procs_per_worker(workers),
-            resources=workers.get("resources") or {},
+            resources=_resources(workers),
             shared_memory=str(workers.get("sharedMemory", DEFAULT_SHARED_MEMORY)),
             template=workers.get("template") or {},
         ),
@@ -236,13 +238,33 @@ def procs_per_worker(workers: Json) -> int:
     wanted = workers.get("procsPerWorker", AUTO)
     if wanted != AUTO:
         return _count(int(wanted), "spec.workers.procsPerWorker")
-    return max(1, accelerators(workers.get("resources") or {}))
+    return max(1, accelerators(_resources(workers)))
 
 
 def accelerators(resources: Json) -> int:
     """GPUs (whole, or MIG slices) in a container's resources."""
-    asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
-    return sum(int(quantity) for name, quantity in asked.items() if name in ACCELERATORS or name.startswith(MIG_PREFIX))
+    return sum(int(quantity) for quantity in accelerators_asked(resources).values() if str(quantity).isdecimal())
+
+
+def accelerators_asked(resources: Json) -> Json:
+    """Resource -> quantity, of GPUs alone; a limit goes before a request."""
+    asked: Json = {}
+    for kind in ("requests", "limits"):
+        part = resources.get(kind)
+        asked |= part if isinstance(part, dict) else {}  # in a template it may be anything; the API server says so
+    return {name: quantity for name, quantity in asked.items() if name in ACCELERATORS or name.startswith(MIG_PREFIX)}
+
+
+def _resources(workers: Json) -> Json:
+    """Of the trainer's container: `resources`, and below it what the pod template gives that container."""
+    own: Json = workers.get("resources") or {}
+    containers = ((workers.get("template") or {}).get("spec") or {}).get("containers")
+    named = [entry for entry in containers if isinstance(entry, dict)] if isinstance(containers, list) else []
+    given = next((entry.get("resources") for entry in named if entry.get("name") == CONTAINER_TRAINER), None)
+    if not isinstance(given, dict):
+        return own
+    both = [kind for kind in given if isinstance(given[kind], dict) and isinstance(own.get(kind), dict)]
+    return {**given, **own, **{kind: {**given[kind], **own[kind]} for kind in both}}
 
 
 def _whole(value: Any) -> Any:

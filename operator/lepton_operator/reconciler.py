@@ -17,7 +17,7 @@ from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World
 from lepton_operator.job import Job, JobError, Json
 from lepton_operator.status import VIEWS, Status, read_status
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
-from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
+from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ class _Entry:
     names: dict[int, str] = field(default_factory=dict)  # chosen for a creation that has not succeeded yet
     rejection: Rejection | None = None
     said: str = ""  # the last complaint about a job that cannot be served
-    service: bool = False
     open: bool = True  # its end is still to be counted; False: it was finished when this process began to decide for it
+    expected: frozenset[str] = frozenset()  # UIDs of the workers whose agents have no reason to be away
     status: Status = field(default_factory=Status)  # as it was last written, or read from `read`
     read: Json | None = None
     summary: JobSummary | None = None
@@ -204,9 +204,11 @@ class Reconciler:
         return None
 
     async def _step(self, key: str, job: Job, entry: _Entry) -> float | None:
+        workers = self._substrate.workers(job)
+        entry.expected = frozenset(w.uid for w in workers if _is_here(w))
         world = World(
             job=job,
-            workers=self._substrate.workers(job),
+            workers=workers,
             agents=self._coordinator.agents(key),
             manager=self._manager,
             leading_since=self.leading_since,
@@ -229,6 +231,8 @@ class Reconciler:
         # A scrape may have counted on while the status was written: counters never go back.
         counters = decided.memory.counters if entry.memory is before else entry.memory.counters
         entry.memory = replace(decided.memory, counters=counters)
+        if entry.memory.ended is not None:
+            entry.expected = frozenset()  # they are told to go
         for event in decided.events:
             self._tell(job, event)
         if decided.order is None:  # another installation's
@@ -255,21 +259,21 @@ class Reconciler:
         self._plain[job.key] = self._clock().mono + PLAIN_SECONDS
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
-        if job.intra_job_communication and not entry.service:
+        create = decided.create
+        if job.intra_job_communication and entry.memory.ended is None:
             try:
                 await self._substrate.ensure_service(job)
-                entry.service = True
             except Rejected as error:
                 self._reject(job, entry, error)
-                return
-        creations = [self._create(job, entry, index) for index in decided.create]
+                create = ()
+        creations = [self._create(job, entry, index) for index in create]
         deletions = [self._delete(job, delete) for delete in decided.delete]
         results = await asyncio.gather(*creations, *deletions, return_exceptions=True)
         failed = [r for r in results if isinstance(r, BaseException)]
         rejected = [r for r in failed if isinstance(r, Rejected)]
         if rejected:
             self._reject(job, entry, rejected[0])
-        elif decided.create and not failed:
+        elif create and not failed:
             entry.rejection = None
         for failure in failed:
             if not isinstance(failure, Rejected):
@@ -299,14 +303,15 @@ class Reconciler:
         task.add_done_callback(self._background.discard)
 
     def _blind(self) -> bool:
-        """Many agents of several jobs dropped together: the coordinator suspects itself, not them, until some are back."""
-        drops = self._coordinator.drops_recent(BLIND_WINDOW_SECONDS)
-        if len(drops) >= BLIND_DROPS and len({job for job, _ in drops}) >= BLIND_JOBS:
-            self._missed = frozenset(drops)
-        if any(
-            a.connected for job in {job for job, _ in self._missed} for a in self._coordinator.agents(job) if (job, a.uid) in self._missed
-        ):
-            self._missed = frozenset()
+        """Many agents of several jobs dropped together: the coordinator suspects itself, not them, until some are back.
+
+        Where pods, nodes or the end of their jobs tell why they went, nothing is suspected."""
+        dropped = self._missed.union(self._coordinator.drops_recent(BLIND_WINDOW_SECONDS))
+        missed = frozenset((key, uid) for key, uid in dropped if (entry := self._entries.get(key)) is not None and uid in entry.expected)
+        jobs = {key for key, _ in missed}
+        many = len(missed) >= BLIND_DROPS and len(jobs) >= BLIND_JOBS
+        back = many and any(a.connected for key in jobs for a in self._coordinator.agents(key) if (key, a.uid) in missed)
+        self._missed = missed if many and not back else frozenset()
         return bool(self._missed)
 
     def _forget_ended(self, key: str, world: World) -> None:
@@ -363,3 +368,7 @@ class Reconciler:
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
         entry.summary = replace(summary, counters=counters, loss=loss)
         return entry.summary
+
+
+def _is_here(worker: Worker) -> bool:
+    return worker.phase in (Phase.PENDING, Phase.RUNNING) and not worker.deleting and worker.node_ready

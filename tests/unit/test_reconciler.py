@@ -32,6 +32,8 @@ class Substrate:
         self.conflicts = 0
         self.lost_answers = 0  # of writes that are carried out
         self.gone = False
+        self.services = 0  # times that one was seen to
+        self.foreign_service = False
         self.during_write: Callable[[], object] = lambda: None
         self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
 
@@ -73,7 +75,10 @@ class Substrate:
         return ""
 
     async def ensure_service(self, job: Job) -> None:
-        raise AssertionError("nobody asked for a Service")
+        assert job.intra_job_communication, "nobody asked for a Service"
+        self.services += 1
+        if self.foreign_service:
+            raise Rejected("NameConflict", "a Service named digits exists and does not belong to this job")
 
     async def emit(self, job: Job, event: Event) -> None:
         self.events.append(event)
@@ -185,6 +190,35 @@ async def test_the_refusers_words_reach_the_condition_and_the_creation_is_tried_
     assert len(world.substrate.made) == 2
 
 
+async def test_the_service_is_seen_to_as_long_as_the_job_lives_for_somebody_may_delete_it() -> None:
+    world = World(intraJobCommunication=True)
+    await world.look(3)
+    seen = world.substrate.services
+    await world.look(3)
+    assert world.substrate.services > seen
+    world.conclude()
+    await world.look()
+    seen = world.substrate.services
+    await world.look(3)
+    assert world.substrate.services == seen, "a job that has ended needs none"
+
+
+async def test_a_foreign_service_keeps_new_workers_from_being_made_but_surplus_ones_go() -> None:
+    world = World(intraJobCommunication=True)
+    await world.look(3)
+    world.substrate.foreign_service = True
+    world.substrate.made["twin"] = Worker("twin", "uid-twin", 1, Phase.RUNNING, created=1e9)
+    world.substrate.made = {name: w for name, w in world.substrate.made.items() if w.index == 1}
+    await world.look(2)
+    assert [w.index for w in world.substrate.made.values()] == [1]
+    ready = conditions.find(read_status(world.substrate.body["status"]).conditions, conditions.PODS_READY)
+    assert ready is not None and ready.reason == "NameConflict"
+    world.substrate.foreign_service = False
+    world.mono += 30
+    await world.look(2)
+    assert sorted(w.index for w in world.substrate.made.values()) == [0, 1]
+
+
 async def test_a_job_that_cannot_be_read_gets_one_condition_and_one_event() -> None:
     world = World()
     world.substrate.body["spec"]["workers"]["replicas"] = -3
@@ -222,13 +256,57 @@ async def test_another_installations_job_is_left_alone_and_the_user_is_told_once
     assert [event.reason for event in world.substrate.events] == ["ClaimedByAnother"]
 
 
+async def dropped_together(jobs: int) -> World:
+    """Five workers of `jobs` jobs, whose connections have just closed; they are those of one job in memory, looked at by several names."""
+    world = World()
+    world.substrate.body["spec"]["workers"]["replicas"] = 5
+    for _ in range(2):
+        for number in range(jobs):
+            await world.reconciler.reconcile(f"team/{number}")
+    world.coordinator.drops = [(f"team/{n % jobs}", w.uid) for n, w in enumerate(world.substrate.made.values())]
+    assert len(world.coordinator.drops) == 5
+    return world
+
+
 @pytest.mark.parametrize(("jobs", "blind"), [(1, False), (2, True)])
 async def test_the_coordinator_suspects_itself_when_agents_of_several_jobs_drop_together(jobs: int, blind: bool) -> None:
-    world = World()
-    world.coordinator.drops = [(f"team/{n % jobs}", f"uid-{n}") for n in range(5)]
+    world = await dropped_together(jobs)
     assert world.reconciler._blind() is blind
     world.coordinator.drops = []
     assert world.reconciler._blind() is blind, "until somebody is back"
+    world.coordinator.joined = True
+    assert not world.reconciler._blind()
+
+
+def pods_end(world: World) -> None:
+    world.substrate.made = {name: replace(w, phase=Phase.SUCCEEDED) for name, w in world.substrate.made.items()}
+
+
+def nodes_go(world: World) -> None:
+    world.substrate.made = {name: replace(w, node_ready=False) for name, w in world.substrate.made.items()}
+
+
+def jobs_are_deleted(world: World) -> None:
+    world.substrate.gone = True
+
+
+def jobs_end(world: World) -> None:
+    """Their pods run for a moment longer."""
+    made = dict(world.substrate.made)
+    world.conclude()
+    world.substrate.made = made
+
+
+@pytest.mark.parametrize("why", [pods_end, nodes_go, jobs_are_deleted, jobs_end])
+@pytest.mark.parametrize("before", [True, False])
+async def test_agents_that_had_a_reason_to_go_leave_nobody_blind(why: Callable[[World], None], before: bool) -> None:
+    """They never come back, so waiting for them would blind the operator for the rest of its life."""
+    world = await dropped_together(2)
+    assert before or world.reconciler._blind()
+    why(world)
+    for number in range(2):
+        await world.reconciler.reconcile(f"team/{number}")
+    assert not world.reconciler._blind()
 
 
 async def test_a_crd_of_another_version_that_refuses_a_view_stops_no_decision() -> None:

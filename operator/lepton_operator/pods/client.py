@@ -15,6 +15,7 @@ from lepton_operator.pods.api import AlreadyExists, Api
 from lepton_operator.pods.cache import JOBS, PODS, Cache
 from lepton_operator.pods.events import Recorder
 from lepton_operator.pods.manifests import PodDefaults, build_pod, build_service, checkpoint_root, owned_env
+from lepton_operator.pods.overlay import TemplateError
 from lepton_operator.pods.projection import Pod, digest, owner_of, read_pod
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Unavailable
 from lepton_operator.worker import Phase, Worker
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SERVICE_CHECK_SECONDS = 600.0
 TELL_BATCH = 16
+STRICTLY = {"fieldValidation": "Strict"}
+"""The API server names a mistyped field of a pod template instead of dropping it."""
 
 
 class ClusterSubstrate:
@@ -45,7 +48,11 @@ class ClusterSubstrate:
     async def create_worker(self, job: Job, name: str, index: int) -> Worker:
         path = f"/api/v1/namespaces/{job.namespace}/pods"
         try:
-            body = await self._api.request("create", "pods", path, body=build_pod(job, self.defaults, name, index))
+            pod = build_pod(job, self.defaults, name, index)
+        except TemplateError as error:
+            raise Rejected("Invalid", str(error)) from None
+        try:
+            body = await self._api.request("create", "pods", path, STRICTLY, body=pod)
         except AlreadyExists:
             body = await self._own_pod(job, f"{path}/{name}", name)
         except Gone as error:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lepton_operator import constants as c
-from lepton_operator.job import ACCELERATORS, MIG_PREFIX, Job, accelerators, format_micro_time
-from lepton_operator.pods.overlay import merge_env, merge_objects, overlay_pod
+from lepton_operator.job import Job, accelerators, accelerators_asked, format_micro_time
+from lepton_operator.pods.overlay import check_template, merge_env, overlay_pod
 from lepton_operator.substrate import Event
 from lepton_trainer.protocol import names
 
@@ -40,7 +40,7 @@ def owned_env(job: Job) -> tuple[str, ...]:
 
     The CRD refuses them in spec.trainer.env; it does not look into the pod template.
     """
-    wanted = [str(entry.get("name", "")) for entry in (*_template_trainer(job).get("env", ()), *job.trainer.env)]
+    wanted = [str(entry.get("name", "")) for entry in (*(_template_trainer(job).get("env") or ()), *job.trainer.env)]
     return tuple(dict.fromkeys(name for name in wanted if _is_owned(name)))
 
 
@@ -49,7 +49,8 @@ def _is_owned(name: str) -> bool:
 
 
 def build_pod(job: Job, defaults: PodDefaults, name: str, index: int) -> Json:
-    """The Pod of worker `index`, named `name` (chosen once by the caller and kept over retries)."""
+    """The Pod of worker `index`, named `name` (chosen once by the caller and kept over retries). Raises `TemplateError`."""
+    check_template(job.workers.template)
     pod = overlay_pod(_base_pod(job, defaults, index), job.workers.template)
     digest = template_digest(job, defaults)
     metadata = pod["metadata"]
@@ -133,7 +134,7 @@ def _trainer(job: Job, defaults: PodDefaults, index: int, foreign: bool) -> Json
         "image": job.trainer.image or defaults.image,
         "command": _agent_command(job, foreign),
         "env": merge_env(_own_env(job, index), _default_env(), [entry for entry in user if not _is_owned(str(entry.get("name")))]),
-        "resources": merge_objects(from_template.get("resources") or {}, job.workers.resources),
+        "resources": job.workers.resources,
         "ports": [{"name": c.METRICS_PORT_NAME, "containerPort": names.AGENT_METRICS_PORT}],
         "volumeMounts": _mounts(job, foreign, working_dir),
         "securityContext": _container_security(),
@@ -219,8 +220,7 @@ def checkpoint_root(job: Job) -> str:
 
 def _accelerator_type(resources: Json, template_spec: Json) -> str:
     """The product that the template's node selector names, else the resource that is asked for; empty on CPUs."""
-    asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
-    kinds = [name for name in asked if name in ACCELERATORS or name.startswith(MIG_PREFIX)]
+    kinds = list(accelerators_asked(resources))
     if not kinds:
         return ""
     selector = template_spec.get("nodeSelector") or {}
