@@ -12,7 +12,7 @@ from lepton_operator import conditions
 from lepton_operator.job import Job, JobError, read_job, read_stub
 from lepton_operator.reconciler import PLAIN_SECONDS, REJECTED_STATUS_SECONDS, Reconciler
 from lepton_operator.status import Status, read_status
-from lepton_operator.substrate import Conflict, Event, Rejected, Unavailable
+from lepton_operator.substrate import Conflict, Event, Rejected, Served, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 from lepton_trainer.protocol import messages as m
 from simulation import manifest
@@ -22,6 +22,8 @@ KEY = "team/digits"
 
 class Substrate:
     """One job and its workers in memory, with faults on demand."""
+
+    serves = True
 
     def __init__(self, **spec: Any) -> None:
         self.body = manifest(2, 1, **spec)
@@ -34,6 +36,8 @@ class Substrate:
         self.gone = False
         self.services = 0  # times that one was seen to
         self.foreign_service = False
+        self.state = Served()
+        self.looked: list[str] = []  # directories whose serving was looked at
         self.during_write: Callable[[], object] = lambda: None
         self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
 
@@ -70,6 +74,18 @@ class Substrate:
         if self.lost_answers:
             self.lost_answers -= 1
             raise Unavailable("no answer in time")
+
+    async def served(self, job: Job, directory: str) -> Served:
+        self.looked.append(directory)
+        return self.state
+
+    async def serve(self, job: Job, directory: str) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.state = replace(self.state, exists=True, current=True)
+
+    async def stop_serving(self, job: Job) -> None:
+        self.state = Served()
 
     def checkpoints(self, job: Job) -> str:
         return ""

@@ -37,6 +37,8 @@ class Draft:
         self.deletes: list[Delete] = []
         self.events: list[Event] = []
         self.shutdown: dict[str, str] = {}
+        self.serve = ""
+        self.stop_serving = False
         self.probe = False
         self.decided = False  # complete or failed, by this plan
         self.returning = False  # agents of the generation on record still come back to a new leader: nothing is known better
@@ -165,6 +167,8 @@ class Draft:
             create=tuple(self.creates),
             delete=tuple(self.deletes),
             events=tuple(self.events),
+            serve=self.serve,
+            stop_serving=self.stop_serving,
             probe=self.probe,
             wake=min(self.waits) if self.waits else None,
         )

@@ -6,7 +6,20 @@ it: the caller writes `Plan.status` first and only then adopts `Plan.memory` and
 """
 
 from lepton_operator import conditions
-from lepton_operator.decision import claim, ending, evaluation, incidents, membership, notices, progress, regroup, view, workforce, writes
+from lepton_operator.decision import (
+    claim,
+    ending,
+    evaluation,
+    incidents,
+    membership,
+    notices,
+    progress,
+    regroup,
+    serving,
+    view,
+    workforce,
+    writes,
+)
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.world import Delete, Memory, Plan, Rejection, World
 from lepton_operator.worker import Clock
@@ -51,4 +64,5 @@ def conclude(draft: Draft) -> Plan:
         progress.follow(draft)
         view.describe(draft)
         progress.account(draft)
+    serving.decide(draft)
     return draft.plan(writes.due(draft))

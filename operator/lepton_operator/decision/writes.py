@@ -61,7 +61,8 @@ def significant(status: Status) -> Status:
 
 
 def _without_words(condition: conditions.Condition) -> conditions.Condition:
-    return replace(condition, message="", last_transition=0.0)
+    words = condition.message if condition.type == conditions.SERVING_READY else ""  # nothing else will be written with them
+    return replace(condition, message=words, last_transition=0.0)
 
 
 def _ready(draft: Draft, left: float, writing: bool) -> bool:
