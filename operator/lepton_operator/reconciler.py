@@ -15,7 +15,7 @@ from lepton_operator import conditions
 from lepton_operator.decision import goodput, rounds
 from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.job import Job, JobError, Json
-from lepton_operator.status import VIEWS, Status, read_status
+from lepton_operator.status import VIEWS, EvaluationView, Status, read_status
 from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Served, Substrate, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 
@@ -63,6 +63,7 @@ class JobSummary:
     counters: goodput.Counters
     loss: float | None
     account: goodput.Account
+    evaluation: EvaluationView | None = None
 
 
 @dataclass(slots=True)
@@ -383,6 +384,7 @@ class Reconciler:
             counters=entry.memory.counters,
             loss=None,
             account=entry.memory.account,
+            evaluation=status.evaluation,
         )
 
     def _fresh(self, key: str, summary: JobSummary) -> JobSummary:

@@ -172,6 +172,35 @@ async def test_workers_are_made_once() -> None:
     assert len(world.substrate.asked) == 2
 
 
+async def test_a_complete_jobs_model_is_served_by_whoever_leads_then_and_looked_at_again() -> None:
+    world = World(serve={}, trainer={"builtin": {"imageClassification": {}}}, export={"path": "s3://models/digits"})
+    world.conclude()
+    world.substrate.faults = [Unavailable("not now")]  # and then that operator dies
+    await world.look()
+    world.reconciler = world.another()
+    wake = await world.look(2)
+    assert world.substrate.state.current and set(world.substrate.looked) == {"s3://models/digits"}
+    assert wake is not None and wake <= 2.0
+
+
+async def test_a_refusal_to_serve_reaches_the_condition_and_the_job_stays_complete() -> None:
+    world = World(serve={}, trainer={"builtin": {"imageClassification": {}}}, export={"path": "s3://models/digits"})
+    world.conclude()
+    world.substrate.faults = [Rejected("Forbidden", "deployments.apps is forbidden")]
+    await world.look(2)
+    found = conditions.find(read_status(world.substrate.body["status"]).conditions, conditions.SERVING_READY)
+    assert found is not None and found.reason == "Forbidden" and "deployments.apps is forbidden" in found.message
+    await world.look(2)
+    assert world.substrate.state.current, "tried again, with success"
+
+
+async def test_nobody_asks_how_a_job_is_served_that_does_not_want_it_or_is_not_complete() -> None:
+    for spec in ({}, {"serve": {}, "trainer": {"builtin": {"imageClassification": {}}}}):
+        world = World(**spec)
+        await world.look(3)
+        assert world.substrate.looked == []
+
+
 async def test_a_name_is_chosen_once_and_kept_over_retries() -> None:
     world = World()
     world.substrate.faults = [Unavailable("busy"), Unavailable("busy")]

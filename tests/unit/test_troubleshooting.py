@@ -12,12 +12,13 @@ from checkout import CHECKOUT, tracked
 DOCUMENT = CHECKOUT / "docs" / "troubleshooting.md"
 WORD = re.compile(r"(?:[A-Z]+[a-z]+)+")
 CONDITIONS_AND_STATES = {
-    *("Accepted", "PodsReady", "Running", "Progressing", "Checkpointing", "Complete", "Failed", "Finished"),
+    *("Accepted", "PodsReady", "Running", "Progressing", "Checkpointing", "ServingReady", "Complete", "Failed", "Finished"),
     *("Pending", "Starting", "Recovering"),
 }
 ALSO_REASONS = {"Accepted", "Running", "Starting"}
 KUBERNETES = {
     *("LeptonTrainingJob", "Pod", "Service", "ConfigMap", "Event", "Lease", "EndpointSlice", "TokenReview", "DeleteOptions", "List"),
+    *("Deployment", "RollingUpdate", "ReplicaFailure"),
     *("Normal", "Warning", "Always", "Never", "IfNotPresent", "Exists", "NoExecute", "Memory", "OnRootMismatch", "RuntimeDefault", "None"),
     *("Succeeded", "Ready", "PodScheduled", "DisruptionTarget", "ContainerCreating", "PodInitializing", "True", "False", "AlreadyExists"),
     *("Accept", "Bearer", "BearerToken"),
