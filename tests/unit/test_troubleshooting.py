@@ -25,8 +25,8 @@ KUBERNETES = {
 }
 TOLD_BY_THE_POD = {"FailedScheduling", "BackOff", "Failed", "Unhealthy", "Preempted"}
 """Reasons of the kubelet's events that are never passed on, because the pod's status says it better."""
-OTHER = {"Adopted", "Disrupted", "Error", "ErrImagePull", "Reconcile", "CSafeLoader", "Inf"}
-"""Of the operator's memory; inside a message only; passed on under another name; an event's action; no words at all."""
+OTHER = {"Adopted", "Disrupted", "Strict", "Error", "ErrImagePull", "Reconcile", "CSafeLoader", "Inf"}
+"""Of the operator's memory; inside a message only; in a request; passed on under another name; an event's action; no words at all."""
 PASSED_ON = {
     *("ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
     *("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "SchedulingGated"),

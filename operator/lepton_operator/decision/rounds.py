@@ -14,8 +14,8 @@ from lepton_trainer.protocol import names
 
 DEFAULT_SERIES = (Override(learning_rate=0.3, warm_start=True), Override(epochs=2.0), Override(epochs=2.0, width=1.5))
 """What the built-in trainer tries without `onMiss`: finer from where it is, then longer, then larger and longer."""
-LARGEST_FACTOR = 1000.0
-"""The last override is applied once more in each further round; its factors stay within this, and one over this."""
+LARGEST_FACTOR, LARGEST_WIDTH = 1000.0, 64.0
+"""The last override is applied once more in each further round; its factors stay within these, and one over these."""
 VALUE_DIGITS = 6
 
 
@@ -38,7 +38,7 @@ def override(job: Job, number: int) -> Override:
     return Override(
         learning_rate=_power(item.learning_rate, times),
         epochs=_power(item.epochs, times),
-        width=_power(item.width, times),
+        width=_power(item.width, times, LARGEST_WIDTH),
         warm_start=item.warm_start,
         args=item.args,
         env=item.env,
@@ -125,10 +125,10 @@ def _warm_source(change: Override, view: EvaluationView, root: str) -> int:
     return view.best.round if change.warm_start and root and view.best is not None else 0
 
 
-def _power(factor: float, times: int) -> float:
+def _power(factor: float, times: int, largest: float = LARGEST_FACTOR) -> float:
     """`factor` applied so many times, as few digits as tell it."""
     exponent = times * math.log(factor) if factor > 0 else 0.0
-    limit = math.log(LARGEST_FACTOR)
+    limit = math.log(largest)
     return float(f"{math.exp(max(-limit, min(limit, exponent))):.6g}") if times > 1 else factor
 
 

@@ -360,9 +360,9 @@ def test_without_on_miss_the_built_in_trainer_is_first_finer_then_longer_then_la
 
 
 def test_factors_stay_within_bounds_however_often_they_repeat() -> None:
-    wanted = job(BUILTIN, [{"learningRate": 0.1, "epochs": 10}])
+    wanted = job(BUILTIN, [{"learningRate": 0.1, "epochs": 10, "width": 2}])
     change = rounds.override(wanted, 100)
-    assert (change.learning_rate, change.epochs) == (0.001, 1000.0)
+    assert (change.learning_rate, change.epochs, change.width) == (0.001, 1000.0, 64.0)
 
 
 @pytest.mark.parametrize(
