@@ -31,9 +31,9 @@ def probability(edge: int, bins: int) -> float:
     return 1.0 / (1.0 + ((bins - edge) / edge) ** _SCALE)
 
 
-def edge_of(chance: float, bins: int) -> int:
-    """The bin's edge that is nearest to a probability between 0 and 1."""
-    return round(bins / (1.0 + math.exp(-math.log(chance / (1.0 - chance)) / _SCALE)))
+def edge_of(odds: float, bins: int) -> int:
+    """The bin's edge that is nearest to odds above 0."""
+    return round(bins / (1.0 + odds ** (-1.0 / _SCALE)))
 
 
 def roc_auc(negative: Counts, positive: Counts) -> float:
@@ -65,4 +65,4 @@ def cheapest(negative: Counts, positive: Counts, false_alarm: float, miss: float
     least = int(cost.argmin())
     error = math.sqrt(false_alarms[least] * false_alarm**2 + missed[least] * miss**2)
     candidates = np.flatnonzero(cost <= cost[least] + error)
-    return int(candidates[np.abs(candidates - edge_of(false_alarm / (false_alarm + miss), len(positive))).argmin()])
+    return int(candidates[np.abs(candidates - edge_of(false_alarm / miss, len(positive))).argmin()])

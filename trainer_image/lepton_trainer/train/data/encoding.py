@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-MISSING = frozenset(("", "?", "-", "na", "n/a", "nan", "null", "none"))
+MISSING = frozenset(("", "?", "-", "na", "n/a", "nan", "null"))
 """What stands for a value that is not there, in lower case."""
 BINS = 32
 """Of the piecewise-linear encoding of a number."""

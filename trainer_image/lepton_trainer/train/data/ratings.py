@@ -58,7 +58,7 @@ class Known:
             edges = np.unique(np.quantile(numbers, np.linspace(0, 1, _BUCKETS + 1)[1:-1]))
             return cls(name, edges.tolist(), [])
         seen = Counter(part for cell in present for part in cell.split("|"))
-        if len(seen) < 2 or (len(seen) > 50 and len(seen) > 0.5 * len(present)):
+        if len(seen) < 2 or len(seen) > max(20, 0.5 * len(present)):
             return None
         return cls(name, [], sorted(seen, key=lambda value: (-seen[value], value))[:_VALUES])
 
@@ -315,7 +315,7 @@ def candidates(taken: Array, held: Array, items: int, seed: int) -> Array:
     by_user: dict[int, list[int]] = {}
     for user, item in taken.tolist():
         by_user.setdefault(user, []).append(item)
-    most = max(len(set(by_user[user])) for user in held[:, 0].tolist())
+    most = max(len({*by_user[user]} - {UNKNOWN}) for user in held[:, 0].tolist())
     count = min(RANKED, items - most)
     if count < TOP:
         raise UserError(

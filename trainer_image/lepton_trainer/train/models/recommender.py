@@ -37,7 +37,9 @@ class Factorization(nn.Module):
 
 
 class Dlrm(Factorization):
-    """The same, plus an MLP over the vectors of the user, the item and each thing known of them, and over all their products.
+    """The same, plus an MLP over the products of the vectors of the user, the item and each thing known of them, each with each.
+
+    The vectors themselves are kept from the MLP, as in the original: it would learn who is who by heart.
 
     Args:
         user_table, item_table: [users or items, columns, values], places of each one's known values, 0 where there are fewer.
@@ -61,7 +63,7 @@ class Dlrm(Factorization):
         rows, columns = torch.triu_indices(vectors, vectors, 1)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
-        self.blocks = nn.ModuleList([nn.Linear(vectors * factors + len(rows), width), nn.Linear(width, width)])
+        self.blocks = nn.ModuleList([nn.Linear(len(rows), width), nn.Linear(width, width)])
         self.head = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -75,8 +77,7 @@ class Dlrm(Factorization):
         user, items = candidates[:, :1], candidates[:, 1:]
         of_user = self._vectors(self.user_table[user], self.users(user)).expand(-1, items.shape[1], -1, -1)
         vectors = torch.cat([of_user, self._vectors(self.item_table[items], self.items(items))], dim=2)
-        products = (vectors @ vectors.transpose(2, 3))[:, :, self.rows, self.columns]
-        x = torch.cat([vectors.flatten(2), products], dim=2)
+        x = (vectors @ vectors.transpose(2, 3))[:, :, self.rows, self.columns]
         for block in self.blocks:
             x = F.relu(block(x))
         return self.product(user, items) + self.head(x).squeeze(-1)

@@ -63,6 +63,9 @@ class RatingTraining(Training):
     global_batch: Annotated[int, Field(ge=1, le=1_048_576)] = Field(
         default=512, description="Samples per step over all processes, however many they are."
     )
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        default="fp32", description="Of the forward pass; auto: bf16 on a GPU that has it, else fp32; fp8 needs torchao."
+    )
 
 
 class Recommendation(Section):

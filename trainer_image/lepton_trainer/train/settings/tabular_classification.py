@@ -77,6 +77,9 @@ class TabularTraining(Training):
     epochs: Annotated[float, Field(gt=0, le=100_000)] = Field(
         default=20.0, description="Passes over the training data; ignored where steps is given."
     )
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        default="fp32", description="Of the forward pass; auto: bf16 on a GPU that has it, else fp32; fp8 needs torchao."
+    )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.99, description="Decay of an average of the weights, to evaluate by; 0: off."
     )
