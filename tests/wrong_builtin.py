@@ -1,8 +1,11 @@
 """Settings of the built-in trainer that must be refused, with path and words; a part of the table in `wrong_manifests`."""
 
-ONE_TASK = "builtin names exactly one task: write imageClassification or languageModeling with its settings, or {} for its defaults"
+from lepton_trainer.train.config import TASKS
+
+ONE_TASK = f"builtin names exactly one task: write {' or '.join(TASKS)} with its settings, or {{}} for its defaults"
 INSTEAD = "builtin is instead of command, args and code: remove them, or remove builtin"
 IMAGES, TEXT = "spec.trainer.builtin.imageClassification", "spec.trainer.builtin.languageModeling"
+TABLES, RATINGS = "spec.trainer.builtin.tabularClassification", "spec.trainer.builtin.recommendation"
 
 
 def builtin(text: str) -> str:
@@ -85,6 +88,40 @@ WRONG = (
         "data.tokenBytes is 2, which holds 65536 tokens at most",
     ),
     ("a CNN in stages", builtin("{imageClassification: {parallelism: {pipeline: 2}}}"), IMAGES, "must be 1 here"),
+    ("an MLP in stages", builtin("{tabularClassification: {parallelism: {pipeline: 2}}}"), TABLES, "must be 1 here"),
+    ("split vectors", builtin("{recommendation: {parallelism: {tensor: 2}}}"), RATINGS, "must be 1 here"),
+    (
+        "a table without a place",
+        builtin("{tabularClassification: {data: {source: csv}}}"),
+        f"{TABLES}.data",
+        "data.path is missing: write the csv file, or a directory with train.csv and test.csv",
+    ),
+    (
+        "ratings without a place",
+        builtin("{recommendation: {data: {source: csv, path: ''}}}"),
+        f"{RATINGS}.data",
+        "data.path is missing: write the csv file, or a directory with ratings.csv",
+    ),
+    (
+        "a column of an unknown kind",
+        builtin("{tabularClassification: {data: {columns: {age: integer}}}}"),
+        f"{TABLES}.data.columns.age",
+        'Unsupported value: "integer": supported values: "number", "category", "drop"',
+    ),
+    (
+        "a miss that costs nothing",
+        builtin("{tabularClassification: {decision: {miss: 0}}}"),
+        f"{TABLES}.decision.miss",
+        "in body should be greater than 0",
+    ),
+    *(
+        (f"{what} {task}", builtin(f"{{{task}: {{{settings}}}}}"), f"spec.trainer.builtin.{task}{place}", message)
+        for task in ("tabularClassification", "recommendation")
+        for what, settings, place, message in (
+            ("Muon on sharded", "optimizer: {name: muon}, parallelism: {strategy: fsdp}", "", "optimizer.name muon needs whole matrices"),
+            ("in sharded stages:", "parallelism: {pipeline: 2, strategy: fsdp}", ".parallelism", "goes with data parallelism alone"),
+        )
+    ),
     (
         "stages of sharded weights",
         builtin("{languageModeling: {parallelism: {pipeline: 2, strategy: fsdp}}}"),
@@ -116,6 +153,11 @@ RIGHT = {
         "{imageClassification: {data: {source: mnist, path: /data, rotate: 10}, optimizer: {learningRate: 0.003}, training: {epochs: 40,"
         " ema: 0.99}, schedule: {name: wsd}, checkpoint: {everySteps: 100, keep: 3}, output: {plots: false}}}"
     ),
+    "a table by the built-in trainer": builtin(
+        "{tabularClassification: {data: {source: csv, path: /data/loans.csv, target: paid, columns: {zip: category, id: drop}},"
+        " decision: {falseAlarm: 1, miss: 5.5}, classWeights: balanced}}"
+    ),
+    "ratings by the built-in trainer": builtin("{recommendation: {objective: ranking, model: {kind: factorization, factors: 64}}}"),
     "text by the built-in trainer": builtin(
         "{languageModeling: {model: {preset: 8B}, data: {tokenBytes: 4, vocabulary: 128256, source: tokens, path: s},"
         " parallelism: {strategy: fsdp, tensor: 8}}}, env: [{name: LEPTON_CACHE, value: /data/cache}]"
