@@ -25,6 +25,7 @@ from torch import nn
 from lepton_trainer.train import models
 from lepton_trainer.train.config import TaskConfig, name_of
 from lepton_trainer.train.delivery import card, formats, judging, manifest
+from lepton_trainer.train.delivery.judging import Candidate
 from lepton_trainer.train.delivery.optimising import Work, optimise
 from lepton_trainer.train.delivery.whole import whole
 from lepton_trainer.train.errors import TrainerError, Unreachable, UserError
@@ -117,7 +118,8 @@ def export(run: Run, trained: nn.Module, source: dict[str, Any], storage: Storag
     """Optimise, write a new version, commit it, drop what is older than the one before it; returns the manifest."""
     task, device, wishes = run.task, run.place.device, run.delivery.export or Export()
     original = judging.judge(trained, task.description, task, device)
-    best, rows = original, list[Any]()
+    best: Candidate = original
+    rows: list[dict[str, Any]] = []
     if run.delivery.optimise is not None:
         best, rows = optimise(run.delivery.optimise, Work(task, run.config, device, original), journal.event)
     version = f"step-{source['step']:09d}-{os.urandom(3).hex()}"

@@ -242,7 +242,7 @@ def serve(directory: str, host: str, port: int) -> None:
     if storage is None:
         raise UserError("there is no such directory", where=directory, instead="Name the directory that an export wrote")
     document = models.found(storage)
-    torch.set_num_threads(_processors())
+    torch.set_num_threads(_threads())
     disable_created_metrics()  # type: ignore[no-untyped-call]
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     asyncio.run(_serve(Server(storage, device), document, host, port))
@@ -283,10 +283,10 @@ async def _serve(server: Server, document: dict[str, Any], host: str, port: int)
         server.batcher.close()
 
 
-def _processors() -> int:
-    """Of this process, as its container is allowed: torch counts the machine's, and would be throttled."""
+def _threads() -> int:
+    """For the model: as many processors as the container allows (torch counts the machine's, and would be throttled), less one for HTTP."""
     count = float(len(os.sched_getaffinity(0)))
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         count = min(count, float(quota) / float(period))
-    return max(1, math.floor(count))
+    return max(1, math.floor(count) - 1)
