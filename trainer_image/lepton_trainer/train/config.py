@@ -19,11 +19,13 @@ from pydantic_core import ErrorDetails
 from lepton_trainer.train.errors import UserError
 from lepton_trainer.train.settings.image_classification import ImageClassification
 from lepton_trainer.train.settings.language_modeling import LanguageModeling
+from lepton_trainer.train.settings.text_classification import TextClassification
 
-TaskConfig = ImageClassification | LanguageModeling
+TaskConfig = ImageClassification | LanguageModeling | TextClassification
 TASKS: dict[str, type[TaskConfig]] = {
     "imageClassification": ImageClassification,
     "languageModeling": LanguageModeling,
+    "textClassification": TextClassification,
 }
 
 
