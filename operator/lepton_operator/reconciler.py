@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from lepton_operator import conditions
-from lepton_operator.decision import goodput
+from lepton_operator.decision import goodput, rounds
 from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.job import Job, JobError, Json
-from lepton_operator.status import VIEWS, Status, read_status
-from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
+from lepton_operator.status import VIEWS, EvaluationView, Status, read_status
+from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Served, Substrate, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ LONGEST_SECONDS = 30.0
 LOOK_AGAIN_SECONDS = 0.05
 """After a status write the plan is asked once more: what it waits for next is counted from the write."""
 INVALID = "InvalidSpec"
+NAME_CONFLICT = "NameConflict"
 REJECTED_STATUS_SECONDS = 30.0
 PLAIN_SECONDS = 600.0
 """For so long a CRD that refused what is only shown is not asked again; it may have been upgraded by then."""
@@ -63,6 +64,7 @@ class JobSummary:
     counters: goodput.Counters
     loss: float | None
     account: goodput.Account
+    evaluation: EvaluationView | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class _Entry:
     memory: Memory = field(default_factory=Memory)
     names: dict[int, str] = field(default_factory=dict)  # chosen for a creation that has not succeeded yet
     rejection: Rejection | None = None
+    serving_rejection: Rejection | None = None
     said: str = ""  # the last complaint about a job that cannot be served
     open: bool = True  # its end is still to be counted; False: it was finished when this process began to decide for it
     expected: frozenset[str] = frozenset()  # UIDs of the workers whose agents have no reason to be away
@@ -216,6 +219,10 @@ class Reconciler:
             settled=self._coordinator.settled,
             blind=self._blind(),
             rejection=entry.rejection,
+            checkpoints=self._substrate.checkpoints(job),
+            serves=self._substrate.serves,
+            served=await self._served(job, entry),
+            serving_rejection=entry.serving_rejection,
             claimant_gone=self._claimant_gone(str(job.status.get("manager", ""))),
         )
         before = entry.memory
@@ -243,8 +250,35 @@ class Reconciler:
         if decided.probe:
             self._coordinator.probe(key)
         await self._act(job, entry, decided)
+        await self._see_to_serving(job, entry, decided)
         self._forget_ended(key, world)
         return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
+
+    async def _served(self, job: Job, entry: _Entry) -> Served | None:
+        """How the model of a job that is complete is served; None where that is not asked for, or not due."""
+        if not self._substrate.serves or job.status.get("state") != "Complete" or str(job.status.get("manager", "")) != self._manager:
+            return None
+        if job.serve is None and not any(c.get("type") == conditions.SERVING_READY for c in job.status.get("conditions", ())):
+            return None
+        view = read_status(job.status).evaluation
+        directory = rounds.model_directory(job, self._substrate.checkpoints(job), view.round if view is not None else 0)
+        try:
+            return await self._substrate.served(job, directory)
+        except Rejected as error:
+            entry.serving_rejection = Rejection(error.reason, error.message, self._clock().mono)
+            return Served()
+
+    async def _see_to_serving(self, job: Job, entry: _Entry, decided: Plan) -> None:
+        try:
+            if decided.serve:
+                await self._substrate.serve(job, decided.serve)
+            if decided.stop_serving:
+                await self._substrate.stop_serving(job)
+            if decided.serve or decided.stop_serving:
+                entry.serving_rejection = None
+        except Rejected as error:
+            log.warning("the model cannot be served: %s", error.message, extra={"job": job.key})
+            entry.serving_rejection = Rejection(error.reason, error.message, self._clock().mono)
 
     async def _write(self, job: Job, status: Status) -> None:
         """A CRD of another version may not know what is only shown; what decides must be written all the same."""
@@ -284,7 +318,12 @@ class Reconciler:
 
     async def _create(self, job: Job, entry: _Entry, index: int) -> Worker:
         name = entry.names.setdefault(index, f"{job.name}-{index}-{''.join(secrets.choice(SUFFIX_ALPHABET) for _ in range(5))}")
-        worker = await self._substrate.create_worker(job, name, index)
+        try:
+            worker = await self._substrate.create_worker(job, name, index)
+        except Rejected as error:
+            if error.reason == NAME_CONFLICT:  # nobody has to make room for a name that we have thrown by dice
+                entry.names.pop(index, None)
+            raise
         entry.names.pop(index, None)
         return worker
 
@@ -351,6 +390,7 @@ class Reconciler:
             counters=entry.memory.counters,
             loss=None,
             account=entry.memory.account,
+            evaluation=status.evaluation,
         )
 
     def _fresh(self, key: str, summary: JobSummary) -> JobSummary:

@@ -31,6 +31,8 @@ DIGITS = "tests/cluster/jobs/test_happy_path.py::test_digits_is_trained_and_show
 DESCRIBED = "tests/unit/trainer/test_config.py::test_the_commands_describe_the_tasks"
 TRAINED = "tests/unit/trainer/test_loop.py::test_digits_are_learnt_and_everything_is_written_down"
 TWO_RANKS = "tests/unit/trainer/test_loop.py::test_a_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint_and_the_bits_are_kept"
+SERVED = "tests/unit/trainer/test_serving.py"
+CURL = """curl -s localhost:8080/predict -H 'Content-Type: application/json' -d '{"instances": [{"image": "'$(base64 -w0 seven.png)'"}]}'"""
 HELM_INSTALL = (
     "helm install lepton charts/lepton-operator --namespace lepton-system --create-namespace --set image.registry=registry.example.com/team"
 )
@@ -48,6 +50,8 @@ TESTED = {
     ),
     "python -m lepton_trainer train digits.yaml": TRAINED,
     "torchrun --standalone --nproc-per-node 2 -m lepton_trainer train digits.yaml": TWO_RANKS,
+    "python -m lepton_trainer serve runs/digits/model": f"{SERVED}::test_the_answers_on_the_held_out_split_are_those_of_the_evaluation",
+    CURL: f"{SERVED}::test_a_picture_file_is_answered_like_its_pixels",
     "python -m lepton_trainer tasks": DESCRIBED,
     "python -m lepton_trainer explain imageClassification": DESCRIBED,
     "python -m lepton_trainer schema imageClassification": DESCRIBED,

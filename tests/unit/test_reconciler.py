@@ -12,7 +12,7 @@ from lepton_operator import conditions
 from lepton_operator.job import Job, JobError, read_job, read_stub
 from lepton_operator.reconciler import PLAIN_SECONDS, REJECTED_STATUS_SECONDS, Reconciler
 from lepton_operator.status import Status, read_status
-from lepton_operator.substrate import Conflict, Event, Rejected, Unavailable
+from lepton_operator.substrate import Conflict, Event, Rejected, Served, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 from lepton_trainer.protocol import messages as m
 from simulation import manifest
@@ -22,6 +22,8 @@ KEY = "team/digits"
 
 class Substrate:
     """One job and its workers in memory, with faults on demand."""
+
+    serves = True
 
     def __init__(self, **spec: Any) -> None:
         self.body = manifest(2, 1, **spec)
@@ -34,6 +36,8 @@ class Substrate:
         self.gone = False
         self.services = 0  # times that one was seen to
         self.foreign_service = False
+        self.state = Served()
+        self.looked: list[str] = []  # directories whose serving was looked at
         self.during_write: Callable[[], object] = lambda: None
         self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
 
@@ -70,6 +74,21 @@ class Substrate:
         if self.lost_answers:
             self.lost_answers -= 1
             raise Unavailable("no answer in time")
+
+    async def served(self, job: Job, directory: str) -> Served:
+        self.looked.append(directory)
+        return self.state
+
+    async def serve(self, job: Job, directory: str) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.state = replace(self.state, exists=True, current=True)
+
+    async def stop_serving(self, job: Job) -> None:
+        self.state = Served()
+
+    def checkpoints(self, job: Job) -> str:
+        return ""
 
     async def ensure_service(self, job: Job) -> None:
         assert job.intra_job_communication, "nobody asked for a Service"
@@ -153,12 +172,53 @@ async def test_workers_are_made_once() -> None:
     assert len(world.substrate.asked) == 2
 
 
+async def test_a_complete_jobs_model_is_served_by_whoever_leads_then_and_looked_at_again() -> None:
+    world = World(serve={}, trainer={"builtin": {"imageClassification": {}}}, export={"path": "s3://models/digits"})
+    world.conclude()
+    world.substrate.faults = [Unavailable("not now")]  # and then that operator dies
+    await world.look()
+    world.reconciler = world.another()
+    wake = await world.look(2)
+    assert world.substrate.state.current and set(world.substrate.looked) == {"s3://models/digits"}
+    assert wake is not None and wake <= 2.0
+
+
+async def test_a_refusal_to_serve_reaches_the_condition_and_the_job_stays_complete() -> None:
+    world = World(serve={}, trainer={"builtin": {"imageClassification": {}}}, export={"path": "s3://models/digits"})
+    world.conclude()
+    world.substrate.faults = [Rejected("Forbidden", "deployments.apps is forbidden")]
+    await world.look(2)
+    found = conditions.find(read_status(world.substrate.body["status"]).conditions, conditions.SERVING_READY)
+    assert found is not None and found.reason == "Forbidden" and "deployments.apps is forbidden" in found.message
+    await world.look(2)
+    assert world.substrate.state.current, "tried again, with success"
+
+
+async def test_nobody_asks_how_a_job_is_served_that_does_not_want_it_or_is_not_complete() -> None:
+    for spec in ({}, {"serve": {}, "trainer": {"builtin": {"imageClassification": {}}}}):
+        world = World(**spec)
+        await world.look(3)
+        assert world.substrate.looked == []
+
+
 async def test_a_name_is_chosen_once_and_kept_over_retries() -> None:
     world = World()
     world.substrate.faults = [Unavailable("busy"), Unavailable("busy")]
     await world.look(3)
     assert len(world.substrate.asked) == 4
     assert len(set(world.substrate.asked)) == 2
+
+
+async def test_a_name_that_a_foreign_pod_has_is_given_up() -> None:
+    world = World()
+    world.substrate.faults = [Rejected("NameConflict", "a pod of this name exists"), Rejected("QuotaExceeded", "pods=0")]
+    await world.look()
+    foreign, refused = world.substrate.asked
+    world.mono += 30
+    await world.look()
+    again = world.substrate.asked[2:]
+    assert len(again) == 2 and foreign not in again and refused in again
+    assert foreign not in world.substrate.made
 
 
 async def test_nothing_is_published_that_the_status_write_has_not_won() -> None:

@@ -161,6 +161,14 @@ def test_outside_lepton_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None
     assert module.should_stop() is False and module.checkpoint_dir() is None
 
 
+def test_the_checkpoint_folder_is_made_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LEPTON_CHECKPOINT_DIR", str(tmp_path / "digits" / "round-2"))
+    assert module.checkpoint_dir() == str(tmp_path / "digits" / "round-2") and (tmp_path / "digits" / "round-2").is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEPTON_CHECKPOINT_DIR", str(tmp_path / "file" / "round-2"))
+    assert module.checkpoint_dir() == str(tmp_path / "file" / "round-2"), "whoever writes there is told"
+
+
 @pytest.mark.parametrize("broken", ["missing", "short"])
 def test_a_broken_report_file_and_wrong_values_raise_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str) -> None:
     path = tmp_path / "report"

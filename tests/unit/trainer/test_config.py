@@ -118,7 +118,7 @@ def test_an_image_without_the_trainer_says_so(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_bytes(b"\xef\xbb\xbfimageClassification: {}\r\n")
-    assert isinstance(load(file), ImageClassification)
+    assert isinstance(load(file).task, ImageClassification)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -234,6 +234,7 @@ class Supervisor:
             stop=self._stopping.reply,
             cold_start=self._starter.cold_start,
             refusal=self._refusal,
+            round=self._told.round,
             timings=dict(self._timings),
         )
 
@@ -292,6 +293,8 @@ class Supervisor:
             self._meter.end()
             self._group.close()
             self._group = None
+        if order.round != self._told.round:
+            self._meter.new_round()
         self._stopping.begin(None)
         self._store_port = 0  # the older one's is never told with a newer state while ours opens
         no_store = ""

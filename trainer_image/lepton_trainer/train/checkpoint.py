@@ -171,7 +171,7 @@ class Checkpointer:
                     size = (folder / name).stat().st_size
                     if size != known["size"]:
                         return None, f"{name} has {size} bytes instead of {known['size']}"
-                    if _sha256(folder / name) != known["sha256"]:
+                    if sha256(folder / name) != known["sha256"]:
                         return None, f"{name} has changed since it was written"
             except FileNotFoundError as error:
                 return None, f"a file is missing ({error.filename or error})"
@@ -293,7 +293,7 @@ class Checkpointer:
                     writer = FileSystemWriter(folder, sync_files=True)
                     save(state, storage_writer=writer, process_group=self.group)
                 for file in sorted(folder.glob(f"__{self.rank}_*")) + ([folder / ".metadata"] if self.rank == 0 else []):
-                    files[file.name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+                    files[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
                 self.storage.publish(point.path, list(files))
             except (Exception, CheckpointException) as error:  # a full disk and a lost endpoint show in many ways
                 problem = _short(error)
@@ -389,7 +389,7 @@ class Checkpointer:
         self.storage.release(point.path)
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -2,13 +2,14 @@
 
     imageClassification: {data: {source: digits}, training: {epochs: 40}}
 
-Exactly one task per file, camelCase keys, unknown keys and wrong types refused. Every field of `settings` is read by the code: there is no
-option without effect. A value that is not wanted is left out, never null.
+Beside it may stand what `settings/delivery.py` has. Exactly one task per file, camelCase keys, unknown keys and wrong types refused. Every
+field of `settings` is read by the code: there is no option without effect. A value that is not wanted is left out, never null.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lepton_trainer.train.errors import UserError
+from lepton_trainer.train.settings.delivery import RESERVED, Delivery, Export, applied
 from lepton_trainer.train.settings.image_classification import ImageClassification
 from lepton_trainer.train.settings.language_modeling import LanguageModeling
 from lepton_trainer.train.settings.text_classification import TextClassification
@@ -34,29 +36,52 @@ def name_of(config: TaskConfig) -> str:
     return next(re.sub("[A-Z]", lambda letter: f"-{letter[0].lower()}", name) for name, model in TASKS.items() if type(config) is model)
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a run is to do: a task, its settings as this round changes them, and what becomes of the model."""
+
+    task: TaskConfig
+    delivery: Delivery
+
+
 def parse(document: object, where: str = "the configuration") -> TaskConfig:
-    """The one task of `document`, validated.
+    """The one task of `document`, validated; see `assignment`."""
+    return assignment(document, where).task
+
+
+def assignment(document: object, where: str = "the configuration") -> Assignment:
+    """Everything that `document` says, validated, and the round's factors applied.
 
     Raises:
         UserError: naming each wrong key, and what is allowed there.
     """
-    if not isinstance(document, dict) or len(document) != 1:
-        found = ", ".join(map(str, document)) if isinstance(document, dict) and document else "none"
+    named = [str(key) for key in document if key not in RESERVED] if isinstance(document, dict) else []
+    if not isinstance(document, dict) or len(named) != 1:
         raise UserError(
-            f"exactly one task is needed, found {found}", where=where, instead=f"Write one of {', '.join(TASKS)} with its settings below it"
+            f"exactly one task is needed, found {', '.join(named) or 'none'}",
+            where=where,
+            instead=f"Write one of {', '.join(TASKS)} with its settings below it",
         )
-    name, settings = next(iter(document.items()))
-    model = TASKS.get(name) if isinstance(name, str) else None
-    if model is None:
-        raise UserError(f"{name!r} is no task", where=where, instead=f"Write one of {', '.join(TASKS)}")
-    try:
-        return model.model_validate({} if settings is None else settings)
-    except ValidationError as error:
-        lines = [_explain(model, name, item) for item in error.errors(include_url=False)]
-        raise UserError("; ".join(lines), where=where) from None
+    lines: list[str] = []
+    found: dict[str, Any] = {}
+    for name, settings in document.items():
+        model = TASKS.get(name) or RESERVED.get(name) if isinstance(name, str) else None
+        if model is None:
+            raise UserError(f"{name!r} is no task", where=where, instead=f"Write one of {', '.join(TASKS)}")
+        try:
+            found[name] = model.model_validate({} if settings is None else settings)
+        except ValidationError as error:
+            lines += [_explain(model, name, item) for item in error.errors(include_url=False)]
+    if lines:
+        raise UserError("; ".join(lines), where=where)
+    delivery = Delivery(**{name: found.get(name) for name in RESERVED})
+    if delivery.optimise is not None and delivery.export is None:
+        delivery = replace(delivery, export=Export())
+    task = found[named[0]]
+    return Assignment(applied(task, delivery.round) if delivery.round else task, delivery)
 
 
-def load(path: Path) -> TaskConfig:
+def load(path: Path) -> Assignment:
     """Read and validate a YAML file.
 
     Raises:
@@ -74,7 +99,7 @@ def load(path: Path) -> TaskConfig:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
         raise UserError(f"is not YAML: {getattr(error, 'problem', error)}", where=place) from None
-    return parse(document, str(path))
+    return assignment(document, str(path))
 
 
 def _explain(model: type[BaseModel], task: str, item: ErrorDetails) -> str:

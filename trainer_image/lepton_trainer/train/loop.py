@@ -17,16 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepton_trainer.train import fp8, optim, parallel, pipeline, ranks, schedule, tasks
+from lepton_trainer.train import fp8, optim, parallel, pipeline, ranks, schedule, tasks, warm
 from lepton_trainer.train.checkpoint import Checkpointer
 from lepton_trainer.train.config import TaskConfig, name_of
 from lepton_trainer.train.data.feed import Batch, Feed
 from lepton_trainer.train.data.order import portions, share
+from lepton_trainer.train.delivery import conclusion
 from lepton_trainer.train.errors import NonFiniteLoss, NotSaved, OutOfMemory
 from lepton_trainer.train.parallel import Engine
 from lepton_trainer.train.pipeline import PipelineEngine
 from lepton_trainer.train.ranks import Place
 from lepton_trainer.train.reporting import Journal, Stopping, places
+from lepton_trainer.train.settings.delivery import NOTHING, Delivery
 from lepton_trainer.train.throughput import Throughput, peak_of
 
 EVALUATION_BATCH = 512
@@ -45,8 +47,8 @@ class Result:
     figures: dict[str, float]
 
 
-def train(config: TaskConfig) -> Result:
-    """Run a configuration to its end, alone or as one rank of the group that the environment describes.
+def train(config: TaskConfig, delivery: Delivery = NOTHING) -> Result:
+    """Run a configuration to its end, alone or as one rank of the group that the environment describes; then deliver the model.
 
     Raises:
         UserError: the configuration, data or checkpoint has to be changed; the same on every rank.
@@ -54,14 +56,14 @@ def train(config: TaskConfig) -> Result:
     """
     with ranks.joined() as place, Stopping() as stopping:
         try:
-            return _train(config, place, stopping)
+            return _train(config, delivery, place, stopping)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError | torch.OutOfMemoryError) and NO_MEMORY not in str(error):
                 raise
             raise out_of_memory(config, place, error) from None
 
 
-def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
+def _train(config: TaskConfig, delivery: Delivery, place: Place, stopping: Stopping) -> Result:
     settings = config.training
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -99,7 +101,14 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     tensors |= {f"optimizer.{name}": t for name, t in optim.state_tensors(optimizers, called).items()}
     tensors |= {f"average.{name}": t for name, t in average.shadow.items()} if average else {}
     volatile = frozenset(f"model.{name}" for name in engine.buffers)
-    facts = checkpoints.restore(tensors) or {"step": 0, "consumed": 0, "best": None, "worse": 0}
+    run = conclusion.Run(config, delivery, task, place, path, output)
+    ranks.from_first(lambda: conclusion.check(run), checkpoints.group)
+    facts = checkpoints.restore(tensors)
+    if facts is None and delivery.round and delivery.round.warm_start:
+        plain = {name: t for name, t in tensors.items() if name.startswith("model.")}
+        if warm.start(delivery.round.warm_start, plain, checkpoints.group, journal.event) and average:
+            average.restart()
+    facts = facts or {"step": 0, "consumed": 0, "best": None, "worse": 0}
     step, consumed, best, worse = facts["step"], facts["consumed"], facts["best"], facts["worse"]
     journal.resume(step)
     ledger = _ledger(config, output, engine, checkpoints, journal)
@@ -112,8 +121,8 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
     throughput = Throughput(time.perf_counter(), task.tokens, task.flops, devices)
     window = Window(engine, place)
     figures: dict[str, float] = {}
-    finished = consumed >= end
-    feed = Feed(task, settings.seed, consumed, end, settings.global_batch, engine.data_rank, layout.data)
+    finished = consumed >= end or 0 < settings.patience <= worse
+    feed = Feed(task, settings.seed, consumed, consumed if finished else end, settings.global_batch, engine.data_rank, layout.data)
     begun, done = step, consumed
     engine.forward.train()
     try:
@@ -175,8 +184,11 @@ def _train(config: TaskConfig, place: Place, stopping: Stopping) -> Result:
         )
     if finished and not figures:
         figures = evaluate(task, engine, average)
+        journal.final(figures)
     result = Result(step, consumed, finished, stopping.terminated, figures)
     journal.finish({"finished": finished, "step": step, "consumed": consumed, "best": best, **figures})
+    if finished:
+        conclusion.conclude(run, engine, average, journal, checkpoints.group, step)
     return result
 
 

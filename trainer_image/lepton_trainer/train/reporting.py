@@ -161,6 +161,11 @@ class Journal:
             self._plot = threading.Thread(target=self._draw, args=(list(self.history),), name="plot", daemon=True)
             self._plot.start()
 
+    def final(self, figures: dict[str, float]) -> None:
+        """The figures of a run that was over when it was started: told to Lepton again, whose agent may not have heard them."""
+        if self.active:
+            report(metrics=figures)
+
     def event(self, kind: str, message: str) -> None:
         """Something a user should know of; called from the checkpoint's thread too."""
         if not self.active:

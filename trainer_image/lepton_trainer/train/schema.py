@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from lepton_trainer.train.config import TASKS
+from lepton_trainer.train.settings.delivery import RESERVED
 from lepton_trainer.train.settings.section import RULES
 
 
 def of(task: str) -> dict[str, Any]:
-    """The JSON Schema of one task's configuration."""
-    schema = TASKS[task].model_json_schema(by_alias=True)
+    """The JSON Schema of one task's configuration, or of a group that stands beside it."""
+    schema = (TASKS.get(task) or RESERVED[task]).model_json_schema(by_alias=True)
     definitions = schema.pop("$defs", {})
     result: dict[str, Any] = _inline(schema, definitions)
     return result
@@ -25,13 +26,16 @@ def structural(task: str) -> dict[str, Any]:
     server's strictness, and the rules between settings (CEL) where a group has some."""
 
     def walk(node: dict[str, Any]) -> dict[str, Any]:
-        kept: dict[str, Any] = {key: node[key] for key in ("type", "enum", "maxLength", "minimum", "maximum") if key in node}
+        bounds = ("maxLength", "minimum", "maximum", "minItems", "maxItems")
+        kept: dict[str, Any] = {key: node[key] for key in ("type", "enum", *bounds) if key in node}
         for bound in ("Minimum", "Maximum"):
             if f"exclusive{bound}" in node:
                 kept |= {bound.lower(): node[f"exclusive{bound}"], f"exclusive{bound}": True}
         told = {"description": node["description"]}
         if RULES in node:
             kept[RULES] = node[RULES]
+        if "items" in node:
+            kept["items"] = {key: node["items"][key] for key in ("type", "enum") if key in node["items"]}
         if "properties" in node:
             return told | kept | {"properties": {name: walk(item) for name, item in node["properties"].items()}}
         default = _default(node)
@@ -55,7 +59,7 @@ def fields(task: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def explain(task: str) -> str:
     """All settings of a task as plain text, a line each."""
-    lines = [f"{task}: {(TASKS[task].__doc__ or '').strip()}", ""]
+    lines = [f"{task}: {((TASKS.get(task) or RESERVED[task]).__doc__ or '').strip()}", ""]
     for name, item in fields(task):
         lines.append(f"  {name} = {_default(item)}   ({kind(item)})")
         lines.append(f"      {item['description']}")
@@ -72,6 +76,8 @@ def table(task: str) -> str:
 
 def kind(item: dict[str, Any]) -> str:
     """A setting's type and bounds in words."""
+    if item["type"] == "array":
+        return f"list of {kind(item['items'])}"
     if "enum" in item:
         return " | ".join(map(str, item["enum"]))
     low = f">= {item['minimum']:g}" if "minimum" in item else f"> {item['exclusiveMinimum']:g}" if "exclusiveMinimum" in item else ""
@@ -84,6 +90,8 @@ def _default(item: dict[str, Any]) -> str:
     value = item["default"]
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else '""' if value == "" else str(value)
 
 

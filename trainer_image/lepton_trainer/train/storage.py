@@ -33,6 +33,9 @@ class Storage(Protocol):
     def create(self, path: str, content: bytes) -> bool:
         """Write a file unless one of that name exists; False where it did."""
 
+    def replace(self, path: str, content: bytes) -> None:
+        """Write a file, whatever was there, so that a reader sees the old or the new one and never a part."""
+
     def folder(self, path: str) -> Path:
         """A local directory, made if necessary, whose files become those below `path` when `publish` is called."""
 
@@ -64,7 +67,7 @@ class LocalStorage:
         try:
             base.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot be made: {error.strerror}", where=str(base), instead="Write another checkpoint.path") from None
+            raise UserError(f"cannot be made: {error.strerror}", where=str(base), instead="Write another path") from None
 
     def names(self, path: str) -> list[str]:
         try:
@@ -77,6 +80,23 @@ class LocalStorage:
 
     def create(self, path: str, content: bytes) -> bool:
         target = self.base / path
+        name = self._beside(target, content)
+        try:
+            os.link(name, target)  # unlike a rename, a link refuses an existing name
+        except FileExistsError:
+            return False
+        finally:
+            name.unlink()
+        self._synchronise(target.parent)
+        return True
+
+    def replace(self, path: str, content: bytes) -> None:
+        target = self.base / path
+        self._beside(target, content).replace(target)
+        self._synchronise(target.parent)
+
+    def _beside(self, target: Path, content: bytes) -> Path:
+        """The content in a file of another name in the target's directory, on the disk."""
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".new-")
         try:
@@ -84,17 +104,17 @@ class LocalStorage:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.link(name, target)  # unlike a rename, a link refuses an existing name
-        except FileExistsError:
-            return False
-        finally:
+        except OSError:
             Path(name).unlink()
-        directory = os.open(target.parent, os.O_RDONLY)
+            raise
+        return Path(name)
+
+    def _synchronise(self, folder: Path) -> None:
+        directory = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-        return True
 
     def folder(self, path: str) -> Path:
         target = self.base / path
@@ -132,6 +152,9 @@ class Nowhere(LocalStorage):
     def create(self, path: str, content: bytes) -> bool:
         return True
 
+    def replace(self, path: str, content: bytes) -> None:
+        """Forgotten, too."""
+
 
 class RemoteStorage:
     """Any object store that fsspec knows by its URL; conditional creation must be supported there (S3's If-None-Match is)."""
@@ -151,7 +174,7 @@ class RemoteStorage:
         except FileNotFoundError:
             pass
         except (ImportError, ValueError) as error:
-            raise UserError(str(error), where=url, instead="Write a directory or s3://bucket/prefix as checkpoint.path") from None
+            raise UserError(str(error), where=url, instead="Write a directory or s3://bucket/prefix") from None
         except Exception as error:
             raise Unreachable(
                 f"cannot be reached: {type(error).__name__}: {error}",
@@ -194,6 +217,9 @@ class RemoteStorage:
         except FileExistsError:
             return False
         return True
+
+    def replace(self, path: str, content: bytes) -> None:
+        self.files.pipe_file(self._full(path), content)
 
     def folder(self, path: str) -> Path:
         target = self.local / path

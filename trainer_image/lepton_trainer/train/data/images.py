@@ -10,12 +10,15 @@ import gzip
 import hashlib
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lepton_trainer.train.data import cache
 from lepton_trainer.train.data.order import keyed
@@ -40,6 +43,41 @@ class ImageSet:
     classes: list[str]
     rejected: dict[str, int]
     key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """From pixels to what the model takes: the one way, in training and in serving. Kept with the model as JSON."""
+
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: list[float]
+    std: list[float]
+    """Of the training split's channels, values 0 to 1."""
+    labels: list[str]
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Encoder:
+        channels, height, width = document["shape"]
+        return cls((channels, height, width), document["mean"], document["std"], document["labels"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "mean": self.mean, "std": self.std, "labels": self.labels}
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels [n, c, h, w], float, 0 to 255; changed in place -> normalised."""
+        mean = torch.tensor(self.mean).view(1, -1, 1, 1) * 255.0
+        scale = 1.0 / (torch.tensor(self.std).view(1, -1, 1, 1) * 255.0)
+        return pixels.sub_(mean).mul_(scale)
+
+
+def pixels_of(picture: Any, shape: tuple[int, int, int]) -> Array:
+    """A PIL picture cut to the shape's aspect and scaled to it -> uint8 [c, h, w]."""
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    fitted = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (width, height), method=Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def split_mask(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -216,9 +254,9 @@ def _folder(config: ImageData) -> cache.Prepared:
 
 def _decode(files: list[Path], classes: list[str], config: ImageData, where: Path) -> tuple[Array, Array, Counter[str]]:
     """Read, convert and scale pictures; those that cannot be read and those of an unknown class are counted."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
-    mode, channels, edge = ("L", 1, config.image_size) if config.grayscale else ("RGB", 3, config.image_size)
+    channels, edge = 1 if config.grayscale else 3, config.image_size
     images, labels = np.empty((len(files), channels, edge, edge), dtype=np.uint8), np.empty(len(files), dtype=np.int64)
     reasons: Counter[str] = Counter()
     kept = 0
@@ -228,11 +266,10 @@ def _decode(files: list[Path], classes: list[str], config: ImageData, where: Pat
             continue
         try:
             with Image.open(file) as picture:
-                scaled = ImageOps.fit(picture.convert(mode), (edge, edge), method=Image.Resampling.BILINEAR)
+                images[kept] = pixels_of(picture, (channels, edge, edge))
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             reasons["not a whole image"] += 1
             continue
-        images[kept] = np.asarray(scaled).reshape(edge, edge, channels).transpose(2, 0, 1)
         labels[kept] = classes.index(file.parent.name)
         kept += 1
     enforce(reasons, len(files), str(where), config.max_bad_fraction)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sysconfig
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,36 @@ class TextSet:
     token_bytes: Array | None
     rejected: dict[str, int]
     key: str
+    tokenizer: str
+    """`bytes`, a tokenizer of the tokenizers package as JSON, or nothing where the data came as tokens."""
+
+
+class Encoder:
+    """From text to tokens and back: the one way, in training and in serving. Kept with the model as JSON."""
+
+    def __init__(self, tokenizer: str, vocabulary: int, context: int) -> None:
+        self.tokenizer, self.vocabulary, self.context = tokenizer, vocabulary, context
+        self._bpe: Any = None
+        if tokenizer not in ("", "bytes"):
+            from tokenizers import Tokenizer
+
+            self._bpe = Tokenizer.from_str(tokenizer)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Encoder:
+        return cls(document["tokenizer"], document["vocabulary"], document["context"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer, "vocabulary": self.vocabulary, "context": self.context}
+
+    def encode(self, text: str) -> list[int]:
+        found: list[int] = self._bpe.encode(text).ids if self._bpe is not None else list(text.encode())
+        return found
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Bytes that are no whole character become U+FFFD."""
+        text: str = self._bpe.decode(list(tokens)) if self._bpe is not None else bytes(tokens).decode("utf-8", "replace")
+        return text
 
 
 def load(config: TextData, context: int) -> TextSet:
@@ -117,6 +147,7 @@ def _text(config: TextData, context: int) -> TextSet:
         np.asarray(arrays["token_bytes"]),
         facts["rejected"],
         facts["key"],
+        facts.get("tokenizer", "bytes"),
     )
 
 
@@ -204,4 +235,6 @@ def _tokens(config: TextData, context: int) -> TextSet:
             raise UserError(
                 f"there is no {split}*.bin", where=f"data.path {config.path}", instead="Both train*.bin and test*.bin are needed"
             )
-    return TextSet(Windows(splits["train"], context), Windows(splits["test"], context), config.vocabulary, None, {}, total.hexdigest()[:32])
+    return TextSet(
+        Windows(splits["train"], context), Windows(splits["test"], context), config.vocabulary, None, {}, total.hexdigest()[:32], ""
+    )

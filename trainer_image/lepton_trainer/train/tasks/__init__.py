@@ -38,6 +38,10 @@ class Task(Protocol):
     """How many sums `score` gives."""
     identity: dict[str, Any]
     """What a checkpoint must agree with: model, classes, data. JSON."""
+    description: dict[str, Any]
+    """The model as `models.build` takes it. JSON."""
+    preprocessing: dict[str, Any]
+    """The encoder of the task's data as its `Encoder.from_json` takes it: all that a prediction needs beside the model. JSON."""
     notes: list[str]
     """What the user should know about the data, a sentence each."""
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lepton_trainer.train import models
 from lepton_trainer.train.data import images
 from lepton_trainer.train.data.augment import Augmentation
 from lepton_trainer.train.data.order import Int64s
-from lepton_trainer.train.models.resnet import ResNet
 from lepton_trainer.train.settings.image_classification import ImageClassification
 
 
@@ -30,8 +30,15 @@ class ImageClassificationTask:
         self.data = data = images.load(config.data)
         self.size, self.test_size = len(data.train_images), len(data.test_images)
         self.augmentation = Augmentation(config.training.seed, config.data.shift, config.data.rotate, config.data.zoom, config.data.flip)
-        self.mean = torch.tensor(data.mean).view(1, -1, 1, 1) * 255.0
-        self.scale = 1.0 / (torch.tensor(data.std).view(1, -1, 1, 1) * 255.0)
+        channels, height, width = data.train_images.shape[1:]
+        self.encoder = images.Encoder((channels, height, width), data.mean, data.std, data.classes)
+        self.preprocessing = self.encoder.to_json()
+        self.description: dict[str, Any] = {
+            "kind": "resnet",
+            "channels": channels,
+            "classes": len(data.classes),
+            **config.model.model_dump(),
+        }
         self.identity: dict[str, Any] = {"model": config.model.model_dump(), "classes": len(data.classes), "data": data.key}
         self.flops = _training_flops(self.model(), torch.zeros(1, *data.train_images.shape[1:]))
         self.notes = [f"{count} rows left out: {reason}" for reason, count in data.rejected.items()]
@@ -40,19 +47,17 @@ class ImageClassificationTask:
             self.notes.append(f"no training image of class {', '.join(data.classes[i] for i in missing)}")
 
     def model(self) -> nn.Module:
-        shape = self.config.model
-        channels, classes = self.data.train_images.shape[1], len(self.data.classes)
-        return ResNet(channels, classes, shape.width, shape.stages, shape.blocks, shape.stem_stride)
+        return models.build(self.description)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         inputs = torch.from_numpy(self.data.train_images[indices]).float()
         if self.augmentation.active:
             inputs = self.augmentation(inputs, epochs, indices)
-        return inputs.sub_(self.mean).mul_(self.scale), torch.from_numpy(self.data.train_labels[indices])
+        return self.encoder(inputs), torch.from_numpy(self.data.train_labels[indices])
 
     def test_batch(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         inputs = torch.from_numpy(np.array(self.data.test_images[first:last])).float()
-        return inputs.sub_(self.mean).mul_(self.scale), torch.from_numpy(np.array(self.data.test_labels[first:last]))
+        return self.encoder(inputs), torch.from_numpy(np.array(self.data.test_labels[first:last]))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs.float(), targets, reduction="sum", label_smoothing=self.config.label_smoothing)

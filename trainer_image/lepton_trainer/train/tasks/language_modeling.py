@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lepton_trainer.train import models
 from lepton_trainer.train.data import text
 from lepton_trainer.train.data.order import Int64s
 from lepton_trainer.train.errors import UserError
-from lepton_trainer.train.models.transformer import PRESETS, Transformer, flops_per_token
+from lepton_trainer.train.models.transformer import PRESETS, flops_per_token
 from lepton_trainer.train.settings.language_modeling import LanguageModeling
 
 
@@ -34,10 +36,17 @@ class LanguageModelingTask:
         self.lengths = None if data.token_bytes is None else torch.from_numpy(data.token_bytes.astype(np.int64))
         self.metric = "bits_per_token" if self.lengths is None else "bits_per_byte"
         self.identity: dict[str, Any] = {"model": config.model.model_dump(), "vocabulary": data.vocabulary, "data": data.key}
+        self.preprocessing = text.Encoder(data.tokenizer, data.vocabulary, context).to_json()
+        self.description: dict[str, Any] = {
+            "kind": "transformer",
+            "shape": asdict(self.shape),
+            "vocabulary": data.vocabulary,
+            "context": context,
+        }
         self.notes = [f"{count} files left out: {reason}" for reason, count in data.rejected.items()]
 
     def model(self) -> nn.Module:
-        return Transformer(self.shape, self.data.vocabulary, self.config.model.context)
+        return models.build(self.description)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         return self._windows(self.data.train, indices)
