@@ -1,8 +1,11 @@
 """Settings of the built-in trainer that must be refused, with path and words; a part of the table in `wrong_manifests`."""
 
-ONE_TASK = "builtin names exactly one task: write imageClassification or languageModeling with its settings, or {} for its defaults"
+from lepton_trainer.train.config import TASKS
+
+ONE_TASK = f"builtin names exactly one task: write {' or '.join(TASKS)} with its settings, or {{}} for its defaults"
 INSTEAD = "builtin is instead of command, args and code: remove them, or remove builtin"
 IMAGES, TEXT = "spec.trainer.builtin.imageClassification", "spec.trainer.builtin.languageModeling"
+WORDS = "spec.trainer.builtin.textClassification"
 
 
 def builtin(text: str) -> str:
@@ -84,6 +87,14 @@ WRONG = (
         f"{TEXT}.data",
         "data.tokenBytes is 2, which holds 65536 tokens at most",
     ),
+    ("n-grams in stages", builtin("{textClassification: {parallelism: {pipeline: 2}}}"), WORDS, "must be 1 here"),
+    ("a GRU without width", builtin("{textClassification: {model: {kind: rnn, width: 4}}}"), WORDS, "model.width is below 8"),
+    (
+        "reviews without a place",
+        builtin("{textClassification: {data: {source: imdb}}}"),
+        f"{WORDS}.data",
+        "data.path is missing: write the csv, or",
+    ),
     ("a CNN in stages", builtin("{imageClassification: {parallelism: {pipeline: 2}}}"), IMAGES, "must be 1 here"),
     (
         "stages of sharded weights",
@@ -115,6 +126,10 @@ RIGHT = {
     "images by the built-in trainer": builtin(
         "{imageClassification: {data: {source: mnist, path: /data, rotate: 10}, optimizer: {learningRate: 0.003}, training: {epochs: 40,"
         " ema: 0.99}, schedule: {name: wsd}, checkpoint: {everySteps: 100, keep: 3}, output: {plots: false}}}"
+    ),
+    "classes of text by the built-in trainer": builtin(
+        "{textClassification: {data: {source: csv, path: /data/mails.csv, text: body, label: folder, encoding: cp1252},"
+        " model: {kind: rnn, cell: lstm, width: 64}, loss: hinge}}"
     ),
     "text by the built-in trainer": builtin(
         "{languageModeling: {model: {preset: 8B}, data: {tokenBytes: 4, vocabulary: 128256, source: tokens, path: s},"

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PADDING, UNKNOWN = 0, 1
+UNIT = 1 << 20
+"""What a weight of 1 is in `Encoder.encode`: whole numbers, so that numbers and weights are one tensor."""
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 
@@ -40,7 +42,7 @@ class Encoder:
     longest: int
     max_length: int
     known: list[str]
-    rarity: list[float]
+    rarity: NDArray[np.float64]
     labels: list[str]
     numbers: dict[str, int]
 
@@ -56,12 +58,12 @@ class Encoder:
             holding.update(set(grams(words(text)[:max_length], longest)))
             count += 1
         chosen = sorted(((n, gram) for gram, n in holding.items() if n >= least), key=lambda item: (-item[0], item[1]))[:most]
-        rarity = [] if ordered else [0.0, 0.0, *(math.log((1 + count) / (1 + n)) + 1 for n, _ in chosen)]
+        rarity = [] if ordered else [0.0, 0.0, *(round(math.log((1 + count) / (1 + n)) + 1, 6) for n, _ in chosen)]
         return cls._of(ordered, longest, max_length, [gram for _, gram in chosen], rarity, labels)
 
     @classmethod
     def _of(cls, ordered: bool, longest: int, max_length: int, known: list[str], rarity: list[float], labels: list[str]) -> Encoder:
-        return cls(ordered, longest, max_length, known, rarity, labels, {gram: number for number, gram in enumerate(known, 2)})
+        return cls(ordered, longest, max_length, known, np.array(rarity), labels, {gram: number for number, gram in enumerate(known, 2)})
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Encoder:
@@ -73,7 +75,7 @@ class Encoder:
             "longest": self.longest,
             "maxLength": self.max_length,
             "known": self.known,
-            "rarity": self.rarity,
+            "rarity": self.rarity.tolist(),
             "labels": self.labels,
         }
 
@@ -83,12 +85,20 @@ class Encoder:
         return len(self.known) + 2
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Words in order [n], or n-grams and how often each occurs [2, n]; n is at least 1."""
+        """Words in order [n], or n-grams and their weights in units of 1 / UNIT [2, n]; n is at least 1.
+
+        An n-gram that occurs c times weighs (1 + log c) * rarity, and each text's weights are scaled to length 1: tf-idf (Salton and
+        Buckley, 1988).
+        """
         found = words(text)[: self.max_length]
         if self.ordered:
             return np.array([self.numbers.get(word, UNKNOWN) for word in found] or [UNKNOWN], dtype=np.int32)
         counts = Counter(number for gram in grams(found, self.longest) if (number := self.numbers.get(gram)))
-        return np.array([list(counts), list(counts.values())] if counts else [[UNKNOWN], [1]], dtype=np.int32)
+        if not counts:
+            return np.array([[UNKNOWN], [0]], dtype=np.int32)
+        numbers = np.array(list(counts))
+        weights = (1.0 + np.log(list(counts.values()))) * self.rarity[numbers]
+        return np.stack([numbers, np.round(weights * (UNIT / np.linalg.norm(weights)))]).astype(np.int32)
 
     def batch(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
         """Rows of `encode`, filled up to the longest: [n, longest], or [n, 2, longest] for n-grams."""

@@ -5,40 +5,31 @@ What fills a batch up to its longest text changes no output, so a text is judged
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lepton_trainer.train.data.words import UNIT
 from lepton_trainer.train.models.transformer import FeedForward, RMSNorm, Shape, rotate, rotation
 
 SCALE = 5.0
-"""Length of the vector of a text's weights: it sets how fast the linear model moves at a given learning rate."""
+"""Length that the weights of a text are brought to: how fast the linear model moves at a given learning rate."""
 
 
 class NGrams(nn.Module):
-    """Numbers and counts of n-grams [n, 2, length] -> logits [n, classes].
+    """Numbers and weights of n-grams [n, 2, length], as `words.Encoder` makes them, -> logits [n, classes]."""
 
-    A count c of an n-gram weighs (1 + log c) * rarity; each text's weights are scaled to one length (tf-idf, Salton and Buckley, 1988).
-    """
-
-    rarity: Tensor
-
-    def __init__(self, rarity: Sequence[float], classes: int, width: int) -> None:
+    def __init__(self, size: int, classes: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("rarity", torch.tensor(rarity), persistent=False)
-        self.weight = nn.Parameter(torch.zeros(len(rarity), width or classes))
+        self.weight = nn.Parameter(torch.zeros(size, width or classes))
         self.bias = nn.Parameter(torch.zeros(width or classes))
         self.head = nn.Linear(width, classes) if width else None
         if width:
             nn.init.normal_(self.weight, std=0.1)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        numbers, counts = inputs[:, 0], inputs[:, 1]
-        weights = torch.where(numbers > 0, 1.0 + counts.clamp(min=1).log(), 0.0) * self.rarity[numbers]
-        weights = weights * (SCALE / weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6))
-        if torch.compiler.is_compiling():  # exported programs look rows up: there is no bag of weighted rows in ONNX
+        numbers, weights = inputs[:, 0], inputs[:, 1] * (SCALE / UNIT)
+        if torch.compiler.is_compiling():  # exported programs look rows up: ONNX knows no bag of weighted rows
             mixed = (F.embedding(numbers, self.weight) * weights[:, :, None]).sum(1)
         else:
             mixed = F.embedding_bag(numbers, self.weight, per_sample_weights=weights, mode="sum")
@@ -52,7 +43,7 @@ class Pooled(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.attention = nn.Linear(width, 1)
+        self.attention = nn.Linear(width, 1, bias=False)  # softmax takes no notice of a bias
         self.head = nn.Linear(2 * width, classes)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ _NO_LAYOUT = "parallelism.tensor and parallelism.pipeline must be 1 here: no mod
 _NO_PATH = "data.path is missing: write the csv, or the directory with train/ and test/"
 _NARROW = "model.width is below 8: only ngrams goes without a hidden layer"
 
-NGRAMS: dict[str, Any] = {
-    "model": {"maxLength": 4096, "wordDropout": 0.0, "width": 0},
-    "loss": "hinge",
-    "optimizer": {"name": "sgd", "learningRate": 0.03, "weightDecay": 0.0},
+ORDERED: dict[str, Any] = {
+    "model": {"maxLength": 256, "wordDropout": 0.2, "width": 128},
+    "loss": "crossEntropy",
+    "optimizer": {"name": "adamw", "learningRate": 0.002, "weightDecay": 0.01},
 }
-"""Defaults of ngrams that differ from those in the sections."""
+"""Defaults of rnn and transformer that differ from those of ngrams, which stand in the sections."""
 
 
 class Documents(Section):
@@ -44,19 +44,19 @@ class TextModel(Section):
     """What reads the words."""
 
     kind: Literal["ngrams", "rnn", "transformer"] = Field(
-        default="ngrams", description="ngrams: a linear model of weighted n-grams, with sgd; the others read words in order."
+        default="ngrams", description="ngrams: linear in weighted n-grams; the others read words in order, and their own defaults."
     )
     ngrams: Annotated[int, Field(ge=1, le=5)] = Field(default=2, description="Longest n-gram of ngrams.")
     vocabulary: Annotated[int, Field(ge=16, le=4_194_304)] = Field(default=400_000, description="Most words, or n-grams.")
     min_count: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=2, description="Training texts that must hold a word to know it.")
     max_length: Annotated[int, Field(ge=4, le=16_384)] = Field(
-        default=256, description="Words of a text that are read; for ngrams the default is 4096."
+        default=4096, description="Words of a text that are read (rnn, transformer: 256)."
     )
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.2, description="Augmentation: words hidden in training; for ngrams the default is 0."
+        default=0.0, description="Augmentation: words hidden in training (rnn, transformer: 0.2)."
     )
     width: Annotated[int, Field(ge=0, le=4096)] = Field(
-        default=128, description="Size of embedding and hidden layer; for ngrams the default is 0: none."
+        default=0, description="Of the hidden layer; 0: none, for ngrams alone (rnn, transformer: 128)."
     )
     layers: Annotated[int, Field(ge=1, le=48)] = Field(default=1, description="Of rnn and transformer.")
     cell: Literal["gru", "lstm"] = Field(default="gru", description="Of rnn.")
@@ -73,8 +73,14 @@ class WordsTraining(Training):
 class WordsOptimizer(Optimizer):
     """The same for classes of text, with its own defaults."""
 
+    name: Literal["adamw", "sgd", "muon"] = Field(
+        default="sgd", description="muon: for matrices of hidden layers, AdamW for the rest (rnn, transformer: adamw)."
+    )
     learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(
-        default=0.002, description="The highest of the schedule; for ngrams the default is 0.03."
+        default=0.03, description="The highest of the schedule (rnn, transformer: 0.002)."
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
+        default=0.0, description="Of matrices and kernels; decoupled but for SGD (rnn, transformer: 0.01)."
     )
 
 
@@ -97,7 +103,7 @@ class TextClassification(Section):
     data: Documents = Field(default_factory=lambda: Documents(), description="Texts and their classes.")
     model: TextModel = Field(default_factory=lambda: TextModel(), description="What reads the words.")
     loss: Literal["hinge", "crossEntropy"] = Field(
-        default="crossEntropy", description="hinge: squared, each class against the others; the default for ngrams."
+        default="hinge", description="hinge: squared, each class against the others (rnn, transformer: crossEntropy)."
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="Of crossEntropy.")
     training: WordsTraining = Field(default_factory=lambda: WordsTraining(), description="How long, in which portions, from which seed.")
@@ -109,16 +115,16 @@ class TextClassification(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_ngrams(cls, value: Any) -> Any:
-        """What is not written takes the default of ngrams; sections of a wrong type are left for their own errors."""
+    def _own_defaults(cls, value: Any) -> Any:
+        """What is not written takes the default of the model's kind; sections of a wrong type are left for their own errors."""
         if not isinstance(value, dict):
             return value
         model, optimizer = value.get("model", {}), value.get("optimizer", {})
-        if not isinstance(model, dict) or model.get("kind", "ngrams") != "ngrams":
+        if not isinstance(model, dict) or model.get("kind") not in ("rnn", "transformer"):
             return value
-        changed = {**value, "model": {**NGRAMS["model"], **model}, "loss": value.get("loss", NGRAMS["loss"])}
-        if isinstance(optimizer, dict) and optimizer.get("name", "sgd") == "sgd":
-            changed["optimizer"] = {**NGRAMS["optimizer"], **optimizer}
+        changed = {**value, "model": {**ORDERED["model"], **model}, "loss": value.get("loss", ORDERED["loss"])}
+        if isinstance(optimizer, dict):
+            changed["optimizer"] = {**ORDERED["optimizer"], **optimizer}
         return changed
 
     @model_validator(mode="after")

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lepton_trainer.train import models
 from lepton_trainer.train.data import documents
 from lepton_trainer.train.data.order import Int64s, keyed, uniform
 from lepton_trainer.train.data.words import PADDING, UNKNOWN, Encoder
-from lepton_trainer.train.models.text import NGrams, Recurrent, TextEncoder
 from lepton_trainer.train.settings.text_classification import TextClassification, TextModel
 
 _STREAM = 0x3D7  # keeps the choice of hidden words apart from the order's, which comes from the same seed
@@ -31,6 +31,7 @@ class TextClassificationTask:
         self.labels = data.encoder.labels
         self.size, self.test_size = len(data.train), len(data.test)
         self.sums = 1 + 3 * len(self.labels)
+        self.description: dict[str, Any] = _description(config.model, data.encoder)
         length = data.train.values.shape[-1] / self.size
         self.tokens = round(length) if data.encoder.ordered else 0
         self.identity: dict[str, Any] = {"model": config.model.model_dump(), "labels": self.labels, "data": data.key, "loss": config.loss}
@@ -42,7 +43,7 @@ class TextClassificationTask:
         self.preprocessing: dict[str, Any] = data.encoder.to_json()
 
     def model(self) -> nn.Module:
-        return build(self.config.model, self.data.encoder)
+        return models.build(self.description)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         inputs = self.data.encoder.batch([self.data.train[index] for index in indices])
@@ -58,7 +59,7 @@ class TextClassificationTask:
         if self.data.encoder.ordered:
             inputs[hidden & (inputs != PADDING)] = UNKNOWN
         else:
-            inputs[:, 0][hidden] = PADDING
+            inputs[:, 1][hidden] = 0
 
     def test_batch(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         inputs = self.data.encoder.batch([self.data.test[index] for index in range(first, last)])
@@ -94,14 +95,15 @@ class TextClassificationTask:
         return {"test_loss": sums[0] / self.test_size, "accuracy": float(right.sum() / self.test_size), "macro_f1": float(scores.mean())}
 
 
-def build(shape: TextModel, encoder: Encoder) -> nn.Module:
+def _description(shape: TextModel, encoder: Encoder) -> dict[str, Any]:
     """The model for what `encoder` makes of texts."""
-    classes = len(encoder.labels)
+    sizes = {"classes": len(encoder.labels), "width": shape.width}
     if shape.kind == "ngrams":
-        return NGrams(encoder.rarity, classes, shape.width)
+        return {"kind": "ngrams", "size": encoder.size, **sizes}
+    sizes |= {"vocabulary": encoder.size, "layers": shape.layers}
     if shape.kind == "rnn":
-        return Recurrent(encoder.size, classes, shape.width, shape.layers, shape.cell)
-    return TextEncoder(encoder.size, classes, shape.width, shape.layers, shape.max_length)
+        return {"kind": "recurrent", "cell": shape.cell, **sizes}
+    return {"kind": "textEncoder", "max_length": shape.max_length, **sizes}
 
 
 def _touched(model: nn.Module) -> float:
