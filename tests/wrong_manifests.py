@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 import wrong_builtin
+import wrong_delivery
 
 BASE = "{trainer: {command: [python, train.py]}}"
 REQUIRED_COMMAND = (
@@ -28,10 +29,6 @@ DURATION = "window is a duration of hours, minutes and seconds, at least 1s: wri
 BELOW = "replicas is below minReplicas: write as many as minReplicas or more, or lower minReplicas first"
 GPUS = "GPUs are counted in whole numbers: write nvidia.com/gpu: 8"
 OURS = "is set by the operator for each process and generation: remove it from env"
-BUILTIN = "trainer: {command: null, builtin: {imageClassification: {}}}"
-FRACTION = "is a fraction, above 0 and at most 1: write 0.97, not 97"
-ON_MISS = "onMiss takes learningRate, epochs, width and warmStart with builtin, and args and env with a script"
-SEEN = "serving pods must see the model: write checkpoint.claimName (export.path empty or below /checkpoints/), or an s3:// export.path"
 FIXED = "can't be changed while the job exists: delete the job and apply it again"
 
 
@@ -77,19 +74,6 @@ def pattern(text: str) -> str:
 
 def template(text: str) -> str:
     return f"{{workers: {{template: {text}}}}}"
-
-
-def evaluation(text: str) -> str:
-    return f"{{evaluation: {{{text}}}}}"
-
-
-def on_miss(item: str, trainer_change: str = "") -> str:
-    more = f", {trainer_change}" if trainer_change else ""
-    return f"{{evaluation: {{metric: score, target: 3, onMiss: [{item}]}}{more}}}"
-
-
-def delivered(text: str) -> str:
-    return f"{{{BUILTIN}, {text}}}"
 
 
 WRONG = (
@@ -325,84 +309,7 @@ WRONG = (
         'Duplicate value: {"name":"loss"}',
     ),
     # The requirement, and what is delivered.
-    Wrong("a requirement without target", "{evaluation: {metric: accuracy}}", "spec.evaluation.target", "Required value"),
-    Wrong("a requirement of nothing", evaluation("metric: '', target: 1"), "spec.evaluation.metric", "should be at least 1 chars long"),
-    Wrong("accuracy in percent", evaluation("metric: accuracy, target: 97"), "spec.evaluation.target", f"accuracy {FRACTION}"),
-    Wrong("no recall at all", evaluation("metric: recall@10, target: 0"), "spec.evaluation.target", f"recall@10 {FRACTION}"),
-    Wrong(
-        "an accuracy to be kept low",
-        evaluation("metric: top5Accuracy, target: 0.1, mode: min"),
-        "spec.evaluation.mode",
-        "top5Accuracy is the better the larger it is: write max",
-    ),
-    Wrong(
-        "a loss to be made large",
-        evaluation("metric: validationLoss, target: 0.2"),
-        "spec.evaluation.mode",
-        "validationLoss is the better the smaller it is: write min",
-    ),
-    Wrong(
-        "a target in words", evaluation("metric: accuracy, target: '0.97'"), "spec.evaluation.target", 'must be of type number: "string"'
-    ),
-    Wrong(
-        "a third way to be better", evaluation("metric: x, target: 1, mode: best"), "spec.evaluation.mode", 'supported values: "max", "min"'
-    ),
-    Wrong("no rounds", evaluation("metric: x, target: 1, maxRounds: 0"), "spec.evaluation.maxRounds", "greater than or equal to 1"),
-    Wrong("too many rounds", evaluation("metric: x, target: 1, maxRounds: 101"), "spec.evaluation.maxRounds", "less than or equal to 100"),
-    Wrong("factors for a script", on_miss("{learningRate: 0.3}"), "spec.evaluation.onMiss", ON_MISS),
-    Wrong("further arguments for the built-in trainer", on_miss("{args: [--fast]}", BUILTIN), "spec.evaluation.onMiss", ON_MISS),
-    Wrong("both kinds at once", on_miss("{epochs: 2, env: [{name: A, value: b}]}"), "spec.evaluation.onMiss", ON_MISS),
-    Wrong(
-        "a factor of nothing",
-        on_miss("{epochs: 0}", BUILTIN),
-        "spec.evaluation.onMiss[0].epochs",
-        "should be greater than 0",
-    ),
-    Wrong(
-        "a warm start without checkpoints",
-        on_miss("{warmStart: true}", BUILTIN),
-        "spec.evaluation.onMiss",
-        "warmStart needs checkpoints: write checkpoint.claimName, or remove warmStart",
-    ),
-    Wrong(
-        "a round that sets RANK",
-        on_miss("{env: [{name: RANK, value: '0'}]}"),
-        "spec.evaluation.onMiss[0].env[0].name",
-        "none that the operator sets (RANK, MASTER_ADDR, LEPTON_*)",
-    ),
-    Wrong(
-        "another requirement later",
-        evaluation("metric: accuracy, target: 0.9"),
-        "spec",
-        f"evaluation, optimise and export {FIXED}",
-        before=evaluation("metric: accuracy, target: 0.97"),
-    ),
-    Wrong("export of a script", "{export: {}}", "spec.trainer", "optimise, export and serve go with the built-in trainer"),
-    Wrong("a method unknown", delivered("optimise: {methods: [shrink]}"), "spec.optimise.methods[0]", 'supported values: "quantise"'),
-    Wrong(
-        "a tolerance in percent", delivered("optimise: {methods: [prune], tolerance: 5}"), "spec.optimise.tolerance", "less than or equal"
-    ),
-    Wrong("a relative export path", delivered("export: {path: models}"), "spec.export.path", "path is an absolute directory or s3://"),
-    Wrong("serving from nowhere", delivered("serve: {}"), "spec.serve", SEEN),
-    Wrong(
-        "serving from a pod's own disk",
-        delivered("serve: {}, export: {path: /tmp/model}, checkpoint: {claimName: c}"),
-        "spec.serve",
-        SEEN,
-    ),
-    Wrong(
-        "a privileged port", delivered("serve: {port: 80}, checkpoint: {claimName: c}"), "spec.serve.port", "greater than or equal to 1024"
-    ),
-    Wrong(
-        "nobody serves", delivered("serve: {replicas: 0}, checkpoint: {claimName: c}"), "spec.serve.replicas", "greater than or equal to 1"
-    ),
-    Wrong(
-        "serving asked for when nothing was exported",
-        delivered("serve: {}, checkpoint: {claimName: c}"),
-        "spec.serve",
-        "serve can't be added to a job that exports no model",
-        before=delivered("checkpoint: {claimName: c}"),
-    ),
+    *(Wrong(*entry) for entry in wrong_delivery.WRONG),
     # Names.
     Wrong("a name too long for its pods", "{}", "metadata.name", NAME, name="a" * 53),
     Wrong("a name with a dot", "{}", "metadata.name", NAME, name="my.job"),
@@ -446,22 +353,12 @@ RIGHT = {
     "a budget": "{recovery: {maxRestarts: 0, window: 1h30m}}",
     "checkpoints": "{checkpoint: {claimName: my.claim, path: digits/run-1}}",
     "nulls for what is absent": "{trainer: {image: null, env: null}, workers: null, checkpoint: null}",
-    "a requirement of a script": on_miss("{args: [--lr, '0.1']}, {args: [--lr, '0.01'], env: [{name: LONG, value: '1'}]}"),
-    "a requirement on a loss": evaluation("metric: loss, target: 0.2, mode: min, maxRounds: 100"),
-    "all of the built-in trainer's way": delivered(
-        "checkpoint: {claimName: c}, evaluation: {metric: accuracy, target: 1, onMiss: [{epochs: 0.3, warmStart: true}, {width: 1.5}]},"
-        " optimise: {methods: [quantise, prune], tolerance: 0.02}, export: {formats: [safetensors, onnx], path: /checkpoints/models},"
-        " serve: {replicas: 2, port: 9000, resources: {limits: {cpu: 500m, memory: 1Gi}}}"
-    ),
-    "serving from an object store": delivered("serve: {}, export: {path: 's3://bucket/models'}"),
+    **wrong_delivery.RIGHT,
     **wrong_builtin.RIGHT,
     "code": "{trainer: {code: {configMap: digits}, workingDir: /workspace, image: 'registry.example.com:5000/a@sha256:0123456789abcdef'}}",
 }
 RIGHT_UPDATES = {
-    "serving scaled, and given up": (
-        delivered("checkpoint: {claimName: c}, serve: {replicas: 3}"),
-        delivered("checkpoint: {claimName: c}"),
-    ),
+    **wrong_delivery.RIGHT_UPDATES,
     "scaled": ("{workers: {replicas: 2}}", "{workers: {replicas: 5}}"),
     "a wider budget": ("{}", "{recovery: {maxRestarts: 50, window: 24h}}"),
     "variables in another order": (

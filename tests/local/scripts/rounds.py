@@ -10,6 +10,7 @@ from lepton_trainer.report import checkpoint_dir, report
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--accuracy", default="")
+parser.add_argument("--metric", default="accuracy", help="the name under which it is reported")
 parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--wait", default="", help="for this file, after half of the steps, in every round but the first")
 parser.add_argument("--notes", default="")
@@ -31,4 +32,4 @@ while step < options.steps:
         time.sleep(0.02)
     time.sleep(0.01)
 if options.accuracy:
-    report(metrics={"accuracy": float(options.accuracy) + float(os.environ.get("BONUS", "0"))})
+    report(metrics={options.metric: float(options.accuracy) + float(os.environ.get("BONUS", "0"))})

@@ -144,7 +144,7 @@ def test_other_formats_give_the_original_s_outputs(tmp_path: Path) -> None:
 def test_a_format_that_differs_is_left_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(formats, "_torch_export", lambda model, inputs, file: model(inputs * 1.1).float())
+    monkeypatch.setattr(formats, "_torch_export", lambda model, inputs, file: model(inputs * 1.1).detach())
     loop.train(runs.digits(tmp_path, training={"steps": 2}), Delivery(export=Export(formats=["torchExport"])))
     assert re.search(r"ExportFailed: torchExport differs from the original by [\d.e-]+ of the largest output", capsys.readouterr().err)
     found = manifest.read(open_storage(str(tmp_path / "model")))

@@ -117,7 +117,7 @@ def export(run: Run, trained: nn.Module, source: dict[str, Any], storage: Storag
     """Optimise, write a new version, commit it, drop what is older than the one before it; returns the manifest."""
     task, device, wishes = run.task, run.place.device, run.delivery.export or Export()
     original = judging.judge(trained, task.description, task, device)
-    best, rows = original, []
+    best, rows = original, list[Any]()
     if run.delivery.optimise is not None:
         best, rows = optimise(run.delivery.optimise, Work(task, run.config, device, original), journal.event)
     version = f"step-{source['step']:09d}-{os.urandom(3).hex()}"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from lepton_trainer.train import models
@@ -63,7 +63,9 @@ def load(storage: Storage, document: dict[str, Any], device: torch.device) -> Se
     folder = manifest.fetch(storage, document)
     try:
         chosen = adapter(document["task"], json.loads((folder / manifest.ENCODER).read_text()))
-        model = models.restored(document["model"], load_file(folder / manifest.WEIGHTS, device=str(device)))
+        # Read and not mapped: a file that is changed under a mapping would end the process.
+        tensors = safetensors.torch.load((folder / manifest.WEIGHTS).read_bytes())
+        model = models.restored(document["model"], tensors)
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"this version cannot serve the model ({error})", where=storage.where, instead="Use the trainer image that exported it"
