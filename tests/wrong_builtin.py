@@ -6,6 +6,7 @@ ONE_TASK = f"builtin names exactly one task: write {' or '.join(TASKS)} with its
 INSTEAD = "builtin is instead of command, args and code: remove them, or remove builtin"
 IMAGES, TEXT = "spec.trainer.builtin.imageClassification", "spec.trainer.builtin.languageModeling"
 TABLES, RATINGS = "spec.trainer.builtin.tabularClassification", "spec.trainer.builtin.recommendation"
+WORDS = "spec.trainer.builtin.textClassification"
 
 
 def builtin(text: str) -> str:
@@ -87,6 +88,14 @@ WRONG = (
         f"{TEXT}.data",
         "data.tokenBytes is 2, which holds 65536 tokens at most",
     ),
+    ("n-grams in stages", builtin("{textClassification: {parallelism: {pipeline: 2}}}"), WORDS, "must be 1 here"),
+    ("a GRU without width", builtin("{textClassification: {model: {kind: rnn, width: 4}}}"), WORDS, "model.width is below 8"),
+    (
+        "reviews without a place",
+        builtin("{textClassification: {data: {source: imdb}}}"),
+        f"{WORDS}.data",
+        "data.path is missing: write the csv, or",
+    ),
     ("a CNN in stages", builtin("{imageClassification: {parallelism: {pipeline: 2}}}"), IMAGES, "must be 1 here"),
     ("an MLP in stages", builtin("{tabularClassification: {parallelism: {pipeline: 2}}}"), TABLES, "must be 1 here"),
     ("split vectors", builtin("{recommendation: {parallelism: {tensor: 2}}}"), RATINGS, "must be 1 here"),
@@ -158,6 +167,10 @@ RIGHT = {
         " decision: {falseAlarm: 1, miss: 5.5}, classWeights: balanced}}"
     ),
     "ratings by the built-in trainer": builtin("{recommendation: {objective: ranking, model: {kind: factorization, factors: 64}}}"),
+    "classes of text by the built-in trainer": builtin(
+        "{textClassification: {data: {source: csv, path: /data/mails.csv, text: body, label: folder, encoding: cp1252},"
+        " model: {kind: rnn, cell: lstm, width: 64}, loss: hinge}}"
+    ),
     "text by the built-in trainer": builtin(
         "{languageModeling: {model: {preset: 8B}, data: {tokenBytes: 4, vocabulary: 128256, source: tokens, path: s},"
         " parallelism: {strategy: fsdp, tensor: 8}}}, env: [{name: LEPTON_CACHE, value: /data/cache}]"

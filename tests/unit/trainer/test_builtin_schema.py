@@ -99,6 +99,7 @@ def test_each_rule_between_settings_is_the_models_too(task: str) -> None:
         "languageModeling": ("stdlib", "folder", "tokens"),
         "tabularClassification": ("breastCancer", "phishing", "shuttle", "csv"),
         "recommendation": ("movielens", "csv"),
+        "textClassification": ("r8", "newsgroups", "imdb", "csv"),
     }
     vocabularies: tuple[dict[str, int], ...] = ({}, {"vocabulary": 65537}, {"vocabulary": 65537, "tokenBytes": 4}, {"tokenBytes": 4})
     for strategy in ("auto", "ddp", "fsdp"):
@@ -111,6 +112,10 @@ def test_each_rule_between_settings_is_the_models_too(task: str) -> None:
             for more in vocabularies if task == "languageModeling" else vocabularies[:1]:
                 built = {task: {"data": {"source": source, **path, **more}}}
                 assert accepted_by_the_crd(built) == accepted_by_the_trainer(built), built
+    for kind in ("ngrams", "rnn", "transformer") if task == "textClassification" else ():
+        for width in ({}, {"width": 0}, {"width": 7}, {"width": 8}):
+            built = {task: {"model": {"kind": kind, **width}}}
+            assert accepted_by_the_crd(built) == accepted_by_the_trainer(built), built
 
 
 def test_whole_numbers_reach_the_trainer_as_such() -> None:

@@ -23,13 +23,15 @@ from lepton_trainer.train.settings.image_classification import ImageClassificati
 from lepton_trainer.train.settings.language_modeling import LanguageModeling
 from lepton_trainer.train.settings.recommendation import Recommendation
 from lepton_trainer.train.settings.tabular_classification import TabularClassification
+from lepton_trainer.train.settings.text_classification import TextClassification
 
-TaskConfig = ImageClassification | LanguageModeling | TabularClassification | Recommendation
+TaskConfig = ImageClassification | LanguageModeling | TabularClassification | Recommendation | TextClassification
 TASKS: dict[str, type[TaskConfig]] = {
     "imageClassification": ImageClassification,
     "languageModeling": LanguageModeling,
     "tabularClassification": TabularClassification,
     "recommendation": Recommendation,
+    "textClassification": TextClassification,
 }
 
 

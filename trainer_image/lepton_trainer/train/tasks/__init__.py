@@ -17,6 +17,7 @@ from lepton_trainer.train.settings.image_classification import ImageClassificati
 from lepton_trainer.train.settings.language_modeling import LanguageModeling
 from lepton_trainer.train.settings.recommendation import Recommendation
 from lepton_trainer.train.settings.tabular_classification import TabularClassification
+from lepton_trainer.train.settings.text_classification import TextClassification
 
 
 class Task(Protocol):
@@ -68,6 +69,7 @@ _ROOMS: dict[type[TaskConfig], str] = {
     LanguageModeling: "language_modeling.LanguageModelingTask",
     TabularClassification: "tabular_classification.TabularClassificationTask",
     Recommendation: "recommendation.RecommendationTask",
+    TextClassification: "text_classification.TextClassificationTask",
 }
 
 
