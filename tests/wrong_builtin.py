@@ -128,7 +128,6 @@ WRONG = (
         for task in ("tabularClassification", "recommendation")
         for what, settings, place, message in (
             ("Muon on sharded", "optimizer: {name: muon}, parallelism: {strategy: fsdp}", "", "optimizer.name muon needs whole matrices"),
-            ("in sharded stages:", "parallelism: {pipeline: 2, strategy: fsdp}", ".parallelism", "goes with data parallelism alone"),
         )
     ),
     (

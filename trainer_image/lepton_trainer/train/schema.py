@@ -34,7 +34,7 @@ def structural(task: str) -> dict[str, Any]:
             if f"exclusive{bound}" in node:
                 kept |= {bound.lower(): node[f"exclusive{bound}"], f"exclusive{bound}": True}
         told = {"description": node["description"]} if "description" in node else {}
-        if RULES in node:
+        if node.get(RULES):
             kept[RULES] = node[RULES]
         if "items" in node:
             kept["items"] = {key: node["items"][key] for key in ("type", "enum") if key in node["items"]}

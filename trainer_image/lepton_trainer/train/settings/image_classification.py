@@ -11,9 +11,9 @@ from lepton_trainer.train.settings.shared import (
     UNDIVIDED,
     WHOLE,
     Checkpoint,
+    DataParallelism,
     Optimizer,
     Output,
-    Parallelism,
     Schedule,
     Training,
     check_layout,
@@ -72,7 +72,7 @@ class ImageClassification(Section):
     training: Training = Field(default_factory=lambda: Training(), description="How long, in which portions, from which seed.")
     optimizer: Optimizer = Field(default_factory=lambda: Optimizer(), description="Which rule updates the weights.")
     schedule: Schedule = Field(default_factory=lambda: Schedule(), description="How the learning rate moves.")
-    parallelism: Parallelism = Field(default_factory=lambda: Parallelism(), description="How the processes share the work.")
+    parallelism: DataParallelism = Field(default_factory=lambda: DataParallelism(), description="How the processes share the work.")
     checkpoint: Checkpoint = Field(default_factory=lambda: Checkpoint(), description="Where the state is kept.")
     output: Output = Field(default_factory=lambda: Output(), description="What is said and drawn.")
 

@@ -91,6 +91,12 @@ class Parallelism(Section):
     pipeline: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="Processes that share the blocks (language models).")
 
 
+class DataParallelism(Parallelism):
+    """How the processes share the work; the result does not depend on it."""
+
+    model_config = between()  # where the model has no other layout, tensor and pipeline are refused as such
+
+
 class Checkpoint(Section):
     """Where the state is kept, how often, and how many."""
 

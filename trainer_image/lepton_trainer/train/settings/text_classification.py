@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lepton_trainer.train.settings.section import Section, between
-from lepton_trainer.train.settings.shared import WHOLE, Checkpoint, Optimizer, Output, Parallelism, Schedule, Training, check_layout
+from lepton_trainer.train.settings.shared import WHOLE, Checkpoint, DataParallelism, Optimizer, Output, Schedule, Training, check_layout
 
 _NO_LAYOUT = "parallelism.tensor and parallelism.pipeline must be 1 here: no model of text classes has such a layout; use ddp or fsdp"
 _NO_PATH = "data.path is missing: write the csv, or the directory with train/ and test/"
@@ -109,7 +109,7 @@ class TextClassification(Section):
     training: WordsTraining = Field(default_factory=lambda: WordsTraining(), description="How long, in which portions, from which seed.")
     optimizer: WordsOptimizer = Field(default_factory=lambda: WordsOptimizer(), description="Which rule updates the weights.")
     schedule: Schedule = Field(default_factory=lambda: Schedule(), description="How the learning rate moves.")
-    parallelism: Parallelism = Field(default_factory=lambda: Parallelism(), description="How the processes share the work.")
+    parallelism: DataParallelism = Field(default_factory=lambda: DataParallelism(), description="How the processes share the work.")
     checkpoint: Checkpoint = Field(default_factory=lambda: Checkpoint(), description="Where the state is kept.")
     output: Output = Field(default_factory=lambda: Output(), description="What is said and drawn.")
 
