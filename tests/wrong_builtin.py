@@ -125,7 +125,7 @@ WRONG = (
     ),
     *(
         (f"{what} {task}", builtin(f"{{{task}: {{{settings}}}}}"), f"spec.trainer.builtin.{task}{place}", message)
-        for task in ("tabularClassification", "recommendation")
+        for task in ("tabularClassification", "recommendation", "textClassification")
         for what, settings, place, message in (
             ("Muon on sharded", "optimizer: {name: muon}, parallelism: {strategy: fsdp}", "", "optimizer.name muon needs whole matrices"),
         )
@@ -134,12 +134,6 @@ WRONG = (
         "stages of sharded weights",
         builtin("{languageModeling: {parallelism: {pipeline: 2, strategy: fsdp}}}"),
         f"{TEXT}.parallelism",
-        "parallelism.pipeline goes with data parallelism alone",
-    ),
-    (
-        "sharded images in stages",
-        builtin("{imageClassification: {parallelism: {pipeline: 2, strategy: fsdp}}}"),
-        f"{IMAGES}.parallelism",
         "parallelism.pipeline goes with data parallelism alone",
     ),
     (

@@ -20,24 +20,24 @@ from lepton_trainer.train.tasks.recommendation import RecommendationTask, build
 USERS, ITEMS = 60, 40
 
 
-def planted(seed: int = 1) -> list[tuple[str, str, float, int]]:
+def planted(seed: int = 1, users: int = USERS) -> list[tuple[str, str, float, int]]:
     """Users of one of two tastes rate a third of the items: those of their own taste high. (user, item, rating, time)"""
     generator = np.random.default_rng(seed)
     rows = []
-    for user in range(USERS):
+    for user in range(users):
         for time, item in enumerate(generator.permutation(ITEMS)[: ITEMS // 3]):
             liked = user % 2 == item % 2
             rows.append((f"u{user}", f"i{item}", float(np.clip(round((4.2 if liked else 2.0) + generator.normal(0, 0.4)), 1, 5)), time))
     return rows
 
 
-def folder(base: Path, rows: list[tuple[str, str, float, int]] | None = None, sides: bool = True) -> Path:
+def folder(base: Path, rows: list[tuple[str, str, float, int]] | None = None, sides: bool = True, users: int = USERS) -> Path:
     base.mkdir(exist_ok=True)
     lines = [f"{user},{item},{rating:g},{time}" for user, item, rating, time in rows or planted()]
     (base / "ratings.csv").write_text("\n".join(["user_id,item_id,rating,timestamp", *lines]))
     if sides:
-        users = [f"u{user},{20 + user},{'mf'[user % 2]},{1000 + user}" for user in range(USERS)]
-        (base / "users.csv").write_text("\n".join(["id,age,taste,zip", *users]))
+        people = [f"u{user},{20 + user % USERS},{'mf'[user % 2]},{1000 + user}" for user in range(users)]
+        (base / "users.csv").write_text("\n".join(["id,age,taste,zip", *people]))
         items = [f"i{item},Title {item},{'drama|war' if item % 2 else 'war'},same" for item in range(ITEMS)]
         (base / "items.csv").write_text("\n".join(["item_id,title,genre,store", *items]))
     return base
@@ -206,12 +206,16 @@ def test_planted_tastes_are_found(tmp_path: Path, kind: str, objective: str) -> 
     settings = {
         "data": {
             "source": "csv",
-            "path": str(folder(tmp_path / "shop", [row for row in planted() if objective == "rating" or row[2] >= 3])),
+            "path": str(
+                folder(tmp_path / "shop", planted())
+                if objective == "rating"
+                else folder(tmp_path / "shop", [row for row in planted(users=300) if row[2] >= 3], users=300)
+            ),
         },
         "objective": objective,
         "negatives": 8,
         "model": {"kind": kind, "factors": 8, "width": 16},
-        "training": {"epochs": 40, "globalBatch": 64, "evaluateEverySteps": 10_000},
+        "training": {"epochs": 40 if objective == "rating" else 15, "globalBatch": 64, "evaluateEverySteps": 10_000},
         "optimizer": {"learningRate": 0.02, "weightDecay": 0.1},
         "checkpoint": {"path": str(tmp_path / "run"), "everySteps": 10_000},
         "output": {"plots": False},

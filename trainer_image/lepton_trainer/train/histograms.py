@@ -28,12 +28,13 @@ def probability(edge: int, bins: int) -> float:
     """The probability at the lower edge of a bin; 1 above the last."""
     if edge in (0, bins):
         return float(edge == bins)
-    return 1.0 / (1.0 + ((bins - edge) / edge) ** _SCALE)
+    return float(1.0 / (1.0 + ((bins - edge) / edge) ** _SCALE))
 
 
 def edge_of(odds: float, bins: int) -> int:
     """The bin's edge that is nearest to odds above 0."""
-    return round(bins / (1.0 + odds ** (-1.0 / _SCALE)))
+    edge: int = round(bins / (1.0 + odds ** (-1.0 / _SCALE)))
+    return edge
 
 
 def roc_auc(negative: Counts, positive: Counts) -> float:

@@ -112,7 +112,7 @@ class Encoder:
 
     @property
     def names(self) -> list[str]:
-        return [column.name for column in (*self.numbers, *self.categories)]
+        return [*(column.name for column in self.numbers), *(column.name for column in self.categories)]
 
     def encode(self, columns: Mapping[str, Sequence[object]], count: int) -> Floats:
         """Of `count` rows, given by column; a column that is not there is missing in each row."""

@@ -265,7 +265,7 @@ def _encoder(
     """From the training rows alone, and what the other files know of their users and items."""
     ids = sorted(set(users), key=_natural), sorted(set(items), key=_natural)
     known: list[list[Known]] = []
-    tables = []
+    tables: list[list[list[list[int]]]] = []
     notes = []
     first = 0
     for kind, own, file in (("user", ids[0], files[1:2]), ("item", ids[1], files[2:3])):
@@ -279,7 +279,8 @@ def _encoder(
         ]
         first += sum(map(len, columns))
         longest = max((len(cell) for row in places for cell in row), default=1)
-        tables.append([[cell + [0] * (longest - len(cell)) for cell in row] for row in [[[] for _ in columns], *places]])
+        unknown: list[list[int]] = [[] for _ in columns]
+        tables.append([[cell + [0] * (longest - len(cell)) for cell in row] for row in (unknown, *places)])
         if columns:
             notes.append(f"known of each {kind}: {', '.join(one.name for one in columns)}")
     rated = objective == "rating"

@@ -29,7 +29,8 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     if description["kind"] in ("ngrams", "recurrent", "textEncoder"):
         from lepton_trainer.train.models.text import NGrams, Recurrent, TextEncoder
 
-        return {"ngrams": NGrams, "recurrent": Recurrent, "textEncoder": TextEncoder}[description["kind"]](**sizes)
+        kinds: dict[str, type[nn.Module]] = {"ngrams": NGrams, "recurrent": Recurrent, "textEncoder": TextEncoder}
+        return kinds[description["kind"]](**sizes)
     raise ValueError(f"a model of kind {description['kind']!r} is unknown here")
 
 

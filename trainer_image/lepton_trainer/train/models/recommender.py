@@ -47,6 +47,8 @@ class Dlrm(Factorization):
     """
 
     user_table: Tensor
+    rows: Tensor
+    columns: Tensor
     item_table: Tensor
 
     def __init__(
@@ -80,4 +82,5 @@ class Dlrm(Factorization):
         x = (vectors @ vectors.transpose(2, 3))[:, :, self.rows, self.columns]
         for block in self.blocks:
             x = F.relu(block(x))
-        return self.product(user, items) + self.head(x).squeeze(-1)
+        score: Tensor = self.product(user, items) + self.head(x).squeeze(-1)
+        return score

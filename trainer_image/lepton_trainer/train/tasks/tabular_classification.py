@@ -117,7 +117,7 @@ class TabularClassificationTask:
     def _decide(self, tested: Any, validation: Any) -> dict[str, float]:
         """The threshold, kept for whoever uses the model, and the test rows' figures with it."""
         decision = self.config.decision
-        edge = histograms.cheapest(*validation, decision.false_alarm, decision.miss)
+        edge = histograms.cheapest(validation[0], validation[1], decision.false_alarm, decision.miss)
         self.preprocessing["threshold"] = histograms.probability(edge, self.bins)
         (negative, positive) = tested
         false_alarms, missed = negative[edge:].sum(), positive[:edge].sum()
