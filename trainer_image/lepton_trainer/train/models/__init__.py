@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -31,6 +32,19 @@ def build(description: Mapping[str, Any]) -> nn.Module:
 
         kinds: dict[str, type[nn.Module]] = {"ngrams": NGrams, "recurrent": Recurrent, "textEncoder": TextEncoder}
         return kinds[description["kind"]](**sizes)
+    if description["kind"] == "tabular":
+        from lepton_trainer.train.models.tabular import TabularNet
+
+        return TabularNet(**sizes)
+    if description["kind"] == "factorization":
+        from lepton_trainer.train.models.recommender import Factorization
+
+        return Factorization(**sizes)
+    if description["kind"] == "dlrm":
+        from lepton_trainer.train.models.recommender import Dlrm
+
+        users, items = _table(sizes.pop("user_table")), _table(sizes.pop("item_table"))
+        return Dlrm(**sizes, user_table=users, item_table=items)
     raise ValueError(f"a model of kind {description['kind']!r} is unknown here")
 
 
@@ -70,3 +84,13 @@ def place(model: nn.Module, name: str, tensor: Tensor) -> None:
         module.out_channels, module.in_channels = tensor.shape[:2]
     elif isinstance(module, nn.BatchNorm2d) and leaf == "running_mean":
         module.num_features = len(tensor)
+
+
+def _table(places: list[list[list[int]]]) -> Tensor:
+    """[rows, columns, values]; where nothing is known of a row there are no columns."""
+    columns = len(places[0])
+    return (
+        torch.tensor(places, dtype=torch.long).reshape(len(places), columns, -1)
+        if columns
+        else torch.zeros(len(places), 0, 1, dtype=torch.long)
+    )

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lepton_trainer.train import models
 from lepton_trainer.train.data import ratings
 from lepton_trainer.train.data.order import Int64s, keyed
 from lepton_trainer.train.data.ratings import TOP, Encoder
-from lepton_trainer.train.models.recommender import Dlrm, Factorization
 from lepton_trainer.train.settings.recommendation import Recommendation, Recommender
 
 _STREAM = 0x4E6  # keeps the draw of negatives apart from the order's, which comes from the same seed
@@ -36,6 +36,7 @@ class RecommendationTask:
         self.size, self.test_size = len(data.train), len(data.held)
         self.taken = np.unique(data.train[:, 0] * self._items + data.train[:, 1])
         self.identity: dict[str, Any] = {"model": config.model.model_dump(), "objective": config.objective, "data": data.key}
+        self.description: dict[str, Any] = describe(config.model, data.encoder)
         scored = 1 + config.negatives if self.ranks else 1
         matrices = sum(module.weight.numel() for module in self.model().modules() if isinstance(module, nn.Linear))
         self.flops = 6.0 * scored * (matrices + config.model.factors)
@@ -47,7 +48,7 @@ class RecommendationTask:
         return len(self.data.encoder.items) + 1
 
     def model(self) -> nn.Module:
-        return build(self.config.model, self.data.encoder)
+        return models.build(self.description)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         pairs = np.array(self.data.train[indices])
@@ -100,15 +101,16 @@ class RecommendationTask:
         return {"test_loss": loss, "rmse": math.sqrt(first), "mae": second}
 
 
-def build(shape: Recommender, encoder: Encoder) -> nn.Module:
-    """The model for the users and items that `encoder` knows."""
-    users, items = len(encoder.users) + 1, len(encoder.items) + 1
+def describe(shape: Recommender, encoder: Encoder) -> dict[str, Any]:
+    """The model for the users and items that `encoder` knows, as JSON; place 0 is for those that it does not."""
+    sizes: dict[str, Any] = {
+        "kind": shape.kind,
+        "users": len(encoder.users) + 1,
+        "items": len(encoder.items) + 1,
+        "factors": shape.factors,
+        "mean": float(encoder.mean),
+    }
     if shape.kind == "factorization":
-        return Factorization(users, items, shape.factors, encoder.mean)
-    tables = [
-        torch.tensor(places, dtype=torch.long).reshape(len(places), len(known), -1)
-        if known
-        else torch.zeros(len(places), 0, 1, dtype=torch.long)
-        for places, known in ((encoder.user_table, encoder.known_of_users), (encoder.item_table, encoder.known_of_items))
-    ]
-    return Dlrm(users, items, shape.factors, encoder.mean, tables[0], tables[1], encoder.values, shape.width)
+        return sizes
+    tables = {"user_table": encoder.user_table, "item_table": encoder.item_table}
+    return {**sizes, **tables, "values": encoder.values, "width": shape.width}
