@@ -36,7 +36,7 @@ test: setup ## everything, from a bare machine: lint, unit tests, local mode, th
 	@$(BIN)/python -m tests.run
 
 test-unit: setup ## the unit tests: under a minute, no cluster
-	@$(BIN)/python -m pytest -q tests/unit
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal tests/unit
 
 proof: setup ## the long proofs of the trainer: bars on real data, every layout, S3 (half an hour; what is missing is fetched)
 	@$(BIN)/python -m pytest -q tests/proof

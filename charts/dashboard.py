@@ -132,31 +132,23 @@ def reported(names: str) -> str:
 def trainer_panels() -> list[timeseries.Panel]:
     """What the built-in trainer reports; a script that gives these names to report(metrics=...) is shown here, too."""
     each = "{{job_name}} {{name}}"
-    return [
-        graph(
+    figures = [
+        (
             "Held-out data",
             "Figures of merit of the last evaluation.",
             "none",
-            [(reported("accuracy|f1|rmse|mae|r2|bits_per_byte|bits_per_token|test_loss"), each)],
+            "accuracy|f1|rmse|mae|r2|bits_per_byte|bits_per_token|test_loss",
         ),
-        graph("Learning rate", "Of the last interval.", "none", [(reported("learning_rate"), PER_JOB)]),
-        graph("Gradient norm", "Before clipping.", "none", [(reported("gradient_norm"), PER_JOB)]),
-        graph("MFU", "Model FLOPs utilisation, on GPUs that are known.", "percentunit", [(reported("mfu"), PER_JOB)]),
-        graph(
-            "Waiting for data",
-            "Part of the time in which a step waited for its batch.",
-            "percentunit",
-            [(reported("data_wait_ratio"), PER_JOB)],
-        ),
-        graph("Memory", "Peak of the GPU's allocator, else of the process.", "bytes", [(reported("memory_bytes"), PER_JOB)]),
-        graph(
-            "Checkpoints",
-            "Seconds that training stood still for them, in all; those that could not be saved, and those found damaged.",
-            "none",
-            [(reported("checkpoint_blocked_seconds|checkpoints_failed|checkpoints_damaged"), each)],
-            24,
-        ),
+        ("Learning rate", "Of the last interval.", "none", "learning_rate"),
+        ("Gradient norm", "Before clipping.", "none", "gradient_norm"),
+        ("MFU", "Model FLOPs utilisation, on GPUs that are known.", "percentunit", "mfu"),
+        ("Waiting for data", "Part of the time in which a step waited for its batch.", "percentunit", "data_wait_ratio"),
+        ("Memory", "Peak of the GPU's allocator, else of the process.", "bytes", "memory_bytes"),
     ]
+    panels = [graph(title, about, unit, [(reported(names), each if "|" in names else PER_JOB)]) for title, about, unit, names in figures]
+    about = "Seconds that training stood still for them, in all; those that could not be saved, and those found damaged."
+    counted = reported("checkpoint_blocked_seconds|checkpoints_failed|checkpoints_damaged")
+    return [*panels, graph("Checkpoints", about, "none", [(counted, each)], 24)]
 
 
 def operator_panels() -> list[timeseries.Panel]:
@@ -199,15 +191,10 @@ def build() -> str:
     board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus").hide(VariableHide.DONT_HIDE))
     board.with_variable(variable("namespace", "Namespace", "label_values(lepton_job_info, namespace)"))
     board.with_variable(variable("job_name", "Job", 'label_values(lepton_job_info{namespace=~"$namespace"}, job_name)'))
-    board.with_row(dashboard.Row("Jobs"))
-    for panel in job_panels():
-        board.with_panel(panel)
-    board.with_row(dashboard.Row("Trainer"))
-    for drawn in trainer_panels():
-        board.with_panel(drawn)
-    board.with_row(dashboard.Row("Operator"))
-    for graphed in operator_panels():
-        board.with_panel(graphed)
+    for title, panels in (("Jobs", job_panels()), ("Trainer", trainer_panels()), ("Operator", operator_panels())):
+        board.with_row(dashboard.Row(title))
+        for panel in panels:
+            board.with_panel(panel)
     return json.dumps(board.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 

@@ -26,7 +26,7 @@ class Part:
 
 PARTS = [
     Part("lint", [["make", "-s", "lint"]]),
-    Part("unit", [[*PYTEST, "tests/unit"]]),
+    Part("unit", [[*PYTEST, "-n", "auto", "--dist", "worksteal", "tests/unit"]]),
     Part("local mode", [[*PYTEST, "tests/local"]]),
     Part("cluster", [[sys.executable, "-m", "cluster", "up"], [sys.executable, "-m", "cluster", "images"], [*PYTEST, "tests/cluster"]]),
     Part(LIFE, [[*PYTEST, "tests/cluster_lifecycle"]]),

@@ -41,6 +41,8 @@ class SimAgent:
     progress: Progress = field(default_factory=Progress)
     failed_order: int = 0
     stepped: float = 0.0
+    round: int = 0
+    given: tuple[dict[str, str], tuple[str, ...]] = ({}, ())  # environment and arguments of the newest order
     ran: list[tuple[int, int]] = field(default_factory=list)  # (generation, group rank) whose processes it started
 
     def facts(self, mono: float) -> Agent:
@@ -122,6 +124,7 @@ class Simulation:
             leading_since=operator.leading_since,
             listening_since=self.listening_since,
             rejection=operator.rejection,
+            checkpoints="/checkpoints/digits",
         )
         world = replace(world, **world_changes)
         decided = plan(world, operator.memory, Clock(self.wall, self.mono))
@@ -219,7 +222,12 @@ class Simulation:
             place.group_rank,
             len(order.members),
             order.digest,
+            round=order.round,
         )
+        if order.round != agent.round:  # levels of an earlier round are forgotten
+            kept = {"steps_total": agent.progress.steps_total, "samples_total": agent.progress.samples_total}
+            agent.round, agent.progress = order.round, Progress(order.number, reported=True, **kept)
+        agent.given = (order.env, order.args)
 
     def start_ranks(self, uid: str) -> None:
         agent = self.agents.get(uid)

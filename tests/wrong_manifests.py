@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 import wrong_builtin
+import wrong_delivery
 
 BASE = "{trainer: {command: [python, train.py]}}"
 REQUIRED_COMMAND = (
@@ -307,6 +308,8 @@ WRONG = (
         "spec.metrics.fromLogs[1]",
         'Duplicate value: {"name":"loss"}',
     ),
+    # The requirement, and what is delivered.
+    *(Wrong(*entry) for entry in wrong_delivery.WRONG),
     # Names.
     Wrong("a name too long for its pods", "{}", "metadata.name", NAME, name="a" * 53),
     Wrong("a name with a dot", "{}", "metadata.name", NAME, name="my.job"),
@@ -350,10 +353,12 @@ RIGHT = {
     "a budget": "{recovery: {maxRestarts: 0, window: 1h30m}}",
     "checkpoints": "{checkpoint: {claimName: my.claim, path: digits/run-1}}",
     "nulls for what is absent": "{trainer: {image: null, env: null}, workers: null, checkpoint: null}",
+    **wrong_delivery.RIGHT,
     **wrong_builtin.RIGHT,
     "code": "{trainer: {code: {configMap: digits}, workingDir: /workspace, image: 'registry.example.com:5000/a@sha256:0123456789abcdef'}}",
 }
 RIGHT_UPDATES = {
+    **wrong_delivery.RIGHT_UPDATES,
     "scaled": ("{workers: {replicas: 2}}", "{workers: {replicas: 5}}"),
     "a wider budget": ("{}", "{recovery: {maxRestarts: 50, window: 24h}}"),
     "variables in another order": (

@@ -14,6 +14,7 @@ from lepton_operator import conditions
 from lepton_operator.local import columns, processes
 from lepton_operator.local.follow import Follower
 from lepton_operator.local.manifest import read_manifest
+from lepton_operator.local.outfit import TRAINER_ROOT
 from lepton_operator.local.store import RunDirectory, state_home
 from lepton_operator.local.validation import ManifestError, validate
 from lepton_operator.status import read_status
@@ -72,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     _names(scale)
     scale.add_argument("--replicas", type=int, required=True)
     scale.set_defaults(do=_scale)
+
+    serve = commands.add_parser("serve", help="serve a model that a job has exported: POST /predict")
+    serve.add_argument("directory", help="of model.json; s3://BUCKET/PREFIX, too")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080)
+    serve.set_defaults(do=_serve)
 
     kill = commands.add_parser("kill", help="kill a worker, to see the others go on")
     _names(kill)
@@ -133,6 +140,8 @@ def _describe(options: argparse.Namespace) -> int:
     print("Conditions:")
     for condition in status.conditions:
         print(f"  {condition.type:<12} {condition.status!s:<6} {condition.reason}: {condition.message}")
+    for entry in status.evaluation.rounds if status.evaluation is not None else ():
+        print(f"Round {entry.round}:    {entry.value or 'runs'}" + (f"  ({entry.changes})" if entry.changes else ""))
     if status.last_failure is not None:
         print(f"Last failure:\n  {status.last_failure.reason}: {status.last_failure.message}")
     print("Events:")
@@ -168,6 +177,14 @@ def _scale(options: argparse.Namespace) -> int:
     run.update(change)
     print(f"{options.namespace}/{options.name} scaled to {options.replicas}")
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Becomes the server of the trainer image."""
+    command = [sys.executable, "-m", "lepton_trainer", "serve", options.directory, "--host", options.host, "--port", str(options.port)]
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(TRAINER_ROOT)]))
+    sys.stdout.flush()
+    os.execve(command[0], command, {**os.environ, "PYTHONPATH": path})
 
 
 def _kill(options: argparse.Namespace) -> int:

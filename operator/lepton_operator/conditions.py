@@ -10,8 +10,9 @@ PROGRESSING = "Progressing"  # the current generation has reported a step
 CHECKPOINTING = "Checkpointing"  # checkpoints can be saved; absent while nobody said otherwise
 COMPLETE = "Complete"
 FAILED = "Failed"
+SERVING_READY = "ServingReady"  # the exported model is served; absent where nobody asked for it
 FINISHED = "Finished"  # complete or failed, and no worker runs any more
-ORDER = (ACCEPTED, PODS_READY, RUNNING, PROGRESSING, CHECKPOINTING, COMPLETE, FAILED, FINISHED)
+ORDER = (ACCEPTED, PODS_READY, RUNNING, PROGRESSING, CHECKPOINTING, COMPLETE, FAILED, SERVING_READY, FINISHED)
 
 MESSAGE_LIMIT = 2048
 

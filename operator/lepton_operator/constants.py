@@ -17,6 +17,7 @@ APP_NAME = "lepton-training-job"
 MANAGED_BY = "lepton-operator"
 COMPONENT_WORKER = "worker"
 COMPONENT_SERVICE = "workers"
+COMPONENT_SERVING = "serving"
 
 ANNOTATION_TEMPLATE = f"{GROUP}/template-digest"
 ANNOTATION_CA = f"{GROUP}/coordinator-ca"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from lepton_operator.constants import CONTAINER_TRAINER
+
 AUTO = "auto"
 Json = dict[str, Any]
 
@@ -66,6 +68,36 @@ class Recovery:
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """What one further round changes, against the job as it is written: factors for the built-in trainer, args and env for a script."""
+
+    learning_rate: float = 1.0
+    epochs: float = 1.0
+    width: float = 1.0
+    warm_start: bool = False
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The requirement: training goes on, in rounds, until `metric` is at least (mode max) or at most (min) `target`."""
+
+    metric: str
+    target: float
+    mode: str
+    max_rounds: int
+    on_miss: tuple[Override, ...] = ()  # empty: the default series
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    replicas: int
+    port: int
+    resources: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """`status` is the JSON as observed; `status.Status` reads it."""
 
@@ -83,15 +115,26 @@ class Job:
     from_logs: tuple[LogPattern, ...]
     intra_job_communication: bool
     status: Json
+    evaluation: Evaluation | None = None
+    serve: Serve | None = None
+    exports: bool = False  # the built-in trainer writes a model directory: export, optimise or serve is asked for
+    export_path: str = ""  # empty: beside the checkpoints
 
     @property
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def first_round(self) -> str:
+        """The directory of its first checkpoints, below the one that spec.checkpoint names."""
+        return round_directory(1 if self.evaluation else 0)
+
 
 BUILTIN_COMMAND = ("python3", "-m", "lepton_trainer", "train")
 DEFAULT_MAX_RESTARTS = 10
 DEFAULT_WINDOW_SECONDS = 3600.0
+DEFAULT_MAX_ROUNDS = 3
+DEFAULT_SERVE_PORT = 8080
 DEFAULT_SHARED_MEMORY = ""
 ACCELERATORS = ("nvidia.com/gpu", "amd.com/gpu")
 MIG_PREFIX = "nvidia.com/mig-"
@@ -101,7 +144,11 @@ def read_job(body: Json) -> Job:
     """The typed job of an API object (a dict as the API server or a manifest file gives it). Raises `JobError`."""
     meta, spec = body.get("metadata") or {}, body.get("spec") or {}
     trainer, workers = spec.get("trainer") or {}, spec.get("workers") or {}
-    builtin = trainer.get("builtin")
+    delivered = {key: spec[key] for key in ("optimise", "export") if spec.get(key) is not None}
+    serve = spec.get("serve")
+    if (delivered or serve is not None) and "export" not in delivered:
+        delivered["export"] = {}
+    builtin = {**trainer["builtin"], **delivered} if trainer.get("builtin") else None
     command = BUILTIN_COMMAND if builtin else tuple(trainer.get("command") or ())
     if not command:
         raise JobError("spec.trainer.command is missing: write the command that starts one rank, e.g. [python, train.py], or builtin")
@@ -134,7 +181,7 @@ def read_job(body: Json) -> Job:
             replicas=replicas,
             min_replicas=minimum,
             procs=procs_per_worker(workers),
-            resources=workers.get("resources") or {},
+            resources=_resources(workers),
             shared_memory=str(workers.get("sharedMemory", DEFAULT_SHARED_MEMORY)),
             template=workers.get("template") or {},
         ),
@@ -146,7 +193,39 @@ def read_job(body: Json) -> Job:
         from_logs=tuple(LogPattern(str(e["name"]), str(e["pattern"])) for e in (spec.get("metrics") or {}).get("fromLogs") or ()),
         intra_job_communication=bool(spec.get("intraJobCommunication", False)),
         status=body.get("status") or {},
+        evaluation=_evaluation(spec["evaluation"]) if spec.get("evaluation") else None,
+        serve=Serve(int(serve.get("replicas", 1)), int(serve.get("port", DEFAULT_SERVE_PORT)), serve.get("resources") or {})
+        if serve is not None
+        else None,
+        exports=bool(builtin and "export" in builtin),
+        export_path=str((delivered.get("export") or {}).get("path", "")),
     )
+
+
+def _evaluation(given: Json) -> Evaluation:
+    overrides = tuple(
+        Override(
+            learning_rate=float(item.get("learningRate", 1.0)),
+            epochs=float(item.get("epochs", 1.0)),
+            width=float(item.get("width", 1.0)),
+            warm_start=bool(item.get("warmStart", False)),
+            args=tuple(item.get("args") or ()),
+            env=tuple((str(entry["name"]), str(entry.get("value", ""))) for entry in item.get("env") or ()),
+        )
+        for item in given.get("onMiss") or ()
+    )
+    return Evaluation(
+        metric=str(given["metric"]),
+        target=float(given["target"]),
+        mode=str(given.get("mode", "max")),
+        max_rounds=_count(given.get("maxRounds", DEFAULT_MAX_ROUNDS), "spec.evaluation.maxRounds"),
+        on_miss=overrides,
+    )
+
+
+def round_directory(number: int) -> str:
+    """Where the checkpoints of a round lie; those of a job without rounds in that of round 0."""
+    return f"round-{number}"
 
 
 def read_stub(body: Json) -> Job:
@@ -159,13 +238,33 @@ def procs_per_worker(workers: Json) -> int:
     wanted = workers.get("procsPerWorker", AUTO)
     if wanted != AUTO:
         return _count(int(wanted), "spec.workers.procsPerWorker")
-    return max(1, accelerators(workers.get("resources") or {}))
+    return max(1, accelerators(_resources(workers)))
 
 
 def accelerators(resources: Json) -> int:
     """GPUs (whole, or MIG slices) in a container's resources."""
-    asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
-    return sum(int(quantity) for name, quantity in asked.items() if name in ACCELERATORS or name.startswith(MIG_PREFIX))
+    return sum(int(quantity) for quantity in accelerators_asked(resources).values() if str(quantity).isdecimal())
+
+
+def accelerators_asked(resources: Json) -> Json:
+    """Resource -> quantity, of GPUs alone; a limit goes before a request."""
+    asked: Json = {}
+    for kind in ("requests", "limits"):
+        part = resources.get(kind)
+        asked |= part if isinstance(part, dict) else {}  # in a template it may be anything; the API server says so
+    return {name: quantity for name, quantity in asked.items() if name in ACCELERATORS or name.startswith(MIG_PREFIX)}
+
+
+def _resources(workers: Json) -> Json:
+    """Of the trainer's container: `resources`, and below it what the pod template gives that container."""
+    own: Json = workers.get("resources") or {}
+    containers = ((workers.get("template") or {}).get("spec") or {}).get("containers")
+    named = [entry for entry in containers if isinstance(entry, dict)] if isinstance(containers, list) else []
+    given = next((entry.get("resources") for entry in named if entry.get("name") == CONTAINER_TRAINER), None)
+    if not isinstance(given, dict):
+        return own
+    both = [kind for kind in given if isinstance(given[kind], dict) and isinstance(own.get(kind), dict)]
+    return {**given, **own, **{kind: {**given[kind], **own[kind]} for kind in both}}
 
 
 def _whole(value: Any) -> Any:

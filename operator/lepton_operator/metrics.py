@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lepton_operator.decision.goodput import PRODUCTIVE
+from lepton_operator.decision.rounds import number_of
 from lepton_operator.reconciler import JobSummary
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -58,6 +59,9 @@ def _families() -> dict[str, Metric]:
         "lost": counter("lost_seconds", "Seconds in which it did not, by cause.", "cause"),
         "recomputed": counter("recomputed_steps", "Steps computed again after an interruption."),
         "generation": gauge("generation", "Number of the current generation."),
+        "round": gauge("round", "The round that runs, of a job with a requirement."),
+        "required_metric": gauge("required_metric", "The last value of the metric that is required, of its round.", "metric"),
+        "required_target": gauge("required_target", "What that metric must reach.", "metric"),
         "info": gauge("info", "Always 1; the job's state as a label.", "state"),
     }
 
@@ -86,6 +90,11 @@ def _add(families: dict[str, Metric], job: JobSummary) -> None:
             put("lost", seconds, cause)
     put("recomputed", job.account.recomputed_steps)
     put("generation", job.generation)
+    if (required := job.evaluation) is not None:
+        put("round", required.round)
+        put("required_target", required.target, required.metric)
+        if required.value:
+            put("required_metric", number_of(required.value), required.metric)
     put("info", 1, job.state)
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from lepton_operator import conditions
-from lepton_operator.decision import goodput
+from lepton_operator.decision import goodput, rounds
 from lepton_operator.decision.plan import Delete, Memory, Plan, Rejection, World, plan
 from lepton_operator.job import Job, JobError, Json
-from lepton_operator.status import VIEWS, Status, read_status
-from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Substrate, Unavailable
-from lepton_operator.worker import Agent, Clock, GroupOrder, Worker
+from lepton_operator.status import VIEWS, EvaluationView, Status, read_status
+from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Served, Substrate, Unavailable
+from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ LONGEST_SECONDS = 30.0
 LOOK_AGAIN_SECONDS = 0.05
 """After a status write the plan is asked once more: what it waits for next is counted from the write."""
 INVALID = "InvalidSpec"
+NAME_CONFLICT = "NameConflict"
 REJECTED_STATUS_SECONDS = 30.0
 PLAIN_SECONDS = 600.0
 """For so long a CRD that refused what is only shown is not asked again; it may have been upgraded by then."""
@@ -63,6 +64,7 @@ class JobSummary:
     counters: goodput.Counters
     loss: float | None
     account: goodput.Account
+    evaluation: EvaluationView | None = None
 
 
 @dataclass(slots=True)
@@ -73,9 +75,10 @@ class _Entry:
     memory: Memory = field(default_factory=Memory)
     names: dict[int, str] = field(default_factory=dict)  # chosen for a creation that has not succeeded yet
     rejection: Rejection | None = None
+    serving_rejection: Rejection | None = None
     said: str = ""  # the last complaint about a job that cannot be served
-    service: bool = False
     open: bool = True  # its end is still to be counted; False: it was finished when this process began to decide for it
+    expected: frozenset[str] = frozenset()  # UIDs of the workers whose agents have no reason to be away
     status: Status = field(default_factory=Status)  # as it was last written, or read from `read`
     read: Json | None = None
     summary: JobSummary | None = None
@@ -204,9 +207,11 @@ class Reconciler:
         return None
 
     async def _step(self, key: str, job: Job, entry: _Entry) -> float | None:
+        workers = self._substrate.workers(job)
+        entry.expected = frozenset(w.uid for w in workers if _is_here(w))
         world = World(
             job=job,
-            workers=self._substrate.workers(job),
+            workers=workers,
             agents=self._coordinator.agents(key),
             manager=self._manager,
             leading_since=self.leading_since,
@@ -214,6 +219,10 @@ class Reconciler:
             settled=self._coordinator.settled,
             blind=self._blind(),
             rejection=entry.rejection,
+            checkpoints=self._substrate.checkpoints(job),
+            serves=self._substrate.serves,
+            served=await self._served(job, entry),
+            serving_rejection=entry.serving_rejection,
             claimant_gone=self._claimant_gone(str(job.status.get("manager", ""))),
         )
         before = entry.memory
@@ -228,6 +237,8 @@ class Reconciler:
         # A scrape may have counted on while the status was written: counters never go back.
         counters = decided.memory.counters if entry.memory is before else entry.memory.counters
         entry.memory = replace(decided.memory, counters=counters)
+        if entry.memory.ended is not None:
+            entry.expected = frozenset()  # they are told to go
         for event in decided.events:
             self._tell(job, event)
         if decided.order is None:  # another installation's
@@ -239,8 +250,35 @@ class Reconciler:
         if decided.probe:
             self._coordinator.probe(key)
         await self._act(job, entry, decided)
+        await self._see_to_serving(job, entry, decided)
         self._forget_ended(key, world)
         return decided.wake if decided.status is None else LOOK_AGAIN_SECONDS
+
+    async def _served(self, job: Job, entry: _Entry) -> Served | None:
+        """How the model of a job that is complete is served; None where that is not asked for, or not due."""
+        if not self._substrate.serves or job.status.get("state") != "Complete" or str(job.status.get("manager", "")) != self._manager:
+            return None
+        if job.serve is None and not any(c.get("type") == conditions.SERVING_READY for c in job.status.get("conditions", ())):
+            return None
+        view = read_status(job.status).evaluation
+        directory = rounds.model_directory(job, self._substrate.checkpoints(job), view.round if view is not None else 0)
+        try:
+            return await self._substrate.served(job, directory)
+        except Rejected as error:
+            entry.serving_rejection = Rejection(error.reason, error.message, self._clock().mono)
+            return Served()
+
+    async def _see_to_serving(self, job: Job, entry: _Entry, decided: Plan) -> None:
+        try:
+            if decided.serve:
+                await self._substrate.serve(job, decided.serve)
+            if decided.stop_serving:
+                await self._substrate.stop_serving(job)
+            if decided.serve or decided.stop_serving:
+                entry.serving_rejection = None
+        except Rejected as error:
+            log.warning("the model cannot be served: %s", error.message, extra={"job": job.key})
+            entry.serving_rejection = Rejection(error.reason, error.message, self._clock().mono)
 
     async def _write(self, job: Job, status: Status) -> None:
         """A CRD of another version may not know what is only shown; what decides must be written all the same."""
@@ -254,21 +292,21 @@ class Reconciler:
         self._plain[job.key] = self._clock().mono + PLAIN_SECONDS
 
     async def _act(self, job: Job, entry: _Entry, decided: Plan) -> None:
-        if job.intra_job_communication and not entry.service:
+        create = decided.create
+        if job.intra_job_communication and entry.memory.ended is None:
             try:
                 await self._substrate.ensure_service(job)
-                entry.service = True
             except Rejected as error:
                 self._reject(job, entry, error)
-                return
-        creations = [self._create(job, entry, index) for index in decided.create]
+                create = ()
+        creations = [self._create(job, entry, index) for index in create]
         deletions = [self._delete(job, delete) for delete in decided.delete]
         results = await asyncio.gather(*creations, *deletions, return_exceptions=True)
         failed = [r for r in results if isinstance(r, BaseException)]
         rejected = [r for r in failed if isinstance(r, Rejected)]
         if rejected:
             self._reject(job, entry, rejected[0])
-        elif decided.create and not failed:
+        elif create and not failed:
             entry.rejection = None
         for failure in failed:
             if not isinstance(failure, Rejected):
@@ -280,7 +318,12 @@ class Reconciler:
 
     async def _create(self, job: Job, entry: _Entry, index: int) -> Worker:
         name = entry.names.setdefault(index, f"{job.name}-{index}-{''.join(secrets.choice(SUFFIX_ALPHABET) for _ in range(5))}")
-        worker = await self._substrate.create_worker(job, name, index)
+        try:
+            worker = await self._substrate.create_worker(job, name, index)
+        except Rejected as error:
+            if error.reason == NAME_CONFLICT:  # nobody has to make room for a name that we have thrown by dice
+                entry.names.pop(index, None)
+            raise
         entry.names.pop(index, None)
         return worker
 
@@ -298,14 +341,15 @@ class Reconciler:
         task.add_done_callback(self._background.discard)
 
     def _blind(self) -> bool:
-        """Many agents of several jobs dropped together: the coordinator suspects itself, not them, until some are back."""
-        drops = self._coordinator.drops_recent(BLIND_WINDOW_SECONDS)
-        if len(drops) >= BLIND_DROPS and len({job for job, _ in drops}) >= BLIND_JOBS:
-            self._missed = frozenset(drops)
-        if any(
-            a.connected for job in {job for job, _ in self._missed} for a in self._coordinator.agents(job) if (job, a.uid) in self._missed
-        ):
-            self._missed = frozenset()
+        """Many agents of several jobs dropped together: the coordinator suspects itself, not them, until some are back.
+
+        Where pods, nodes or the end of their jobs tell why they went, nothing is suspected."""
+        dropped = self._missed.union(self._coordinator.drops_recent(BLIND_WINDOW_SECONDS))
+        missed = frozenset((key, uid) for key, uid in dropped if (entry := self._entries.get(key)) is not None and uid in entry.expected)
+        jobs = {key for key, _ in missed}
+        many = len(missed) >= BLIND_DROPS and len(jobs) >= BLIND_JOBS
+        back = many and any(a.connected for key in jobs for a in self._coordinator.agents(key) if (key, a.uid) in missed)
+        self._missed = missed if many and not back else frozenset()
         return bool(self._missed)
 
     def _forget_ended(self, key: str, world: World) -> None:
@@ -346,6 +390,7 @@ class Reconciler:
             counters=entry.memory.counters,
             loss=None,
             account=entry.memory.account,
+            evaluation=status.evaluation,
         )
 
     def _fresh(self, key: str, summary: JobSummary) -> JobSummary:
@@ -362,3 +407,7 @@ class Reconciler:
         loss = float(speaker.progress.loss) if speaker.progress.loss is not None else summary.loss
         entry.summary = replace(summary, counters=counters, loss=loss)
         return entry.summary
+
+
+def _is_here(worker: Worker) -> bool:
+    return worker.phase in (Phase.PENDING, Phase.RUNNING) and not worker.deleting and worker.node_ready

@@ -147,7 +147,7 @@ class Replica:
             on_renewed=here(self._renewed),
             on_lost=here(self._lost),
             on_other_holder=here(self._another_leads),
-            place=self._config.pod_name,
+            place=self._config.pod_name if self._config.in_pod else "",
         )
 
     async def _stop(self, tasks: list[asyncio.Task[Any]], probes: ProbeServer) -> None:
@@ -196,12 +196,12 @@ class Replica:
         self._identity_wanted.set()
         self._deletions.led_from_here(self._lease.unled_since)
         self._leading = self._part(self._lead())
-        self._leading.add_done_callback(self._leading_ended)
+        self._leading.add_done_callback(self._part_ended)
 
-    def _leading_ended(self, task: asyncio.Task[None]) -> None:
-        """A leader that cannot lead must not hold the lease."""
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        """A leader that cannot lead must not hold the lease, nor one that would not hear of the cluster's new signing keys."""
         if not task.cancelled() and task.exception() is not None:
-            log.critical("leading failed, so the operator ends", exc_info=task.exception())
+            log.critical("a part of the operator failed, so all of it ends", exc_info=task.exception())
             self._exit_code = 1
             self._stopping.set()
 
@@ -277,6 +277,7 @@ class Replica:
         )
         link.lead(self._deadline)
         self._key_task = self._part(self._keys.run())
+        self._key_task.add_done_callback(self._part_ended)
 
     # Leading.
 

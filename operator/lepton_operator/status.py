@@ -17,6 +17,9 @@ Time = NewType("Time", float)
 MicroTime = NewType("MicroTime", float)
 """Unix seconds, written as RFC 3339 with microseconds; 0 is absent."""
 
+Exact = NewType("Exact", float)
+"""A number of the user's, written with all its digits; other numbers are rounded."""
+
 HISTORY_LIMIT = 10
 RECENT_LIMIT = 101
 """More than recovery.maxRestarts can be."""
@@ -126,6 +129,45 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """One round; the last one may be running."""
+
+    round: int = 0
+    value: str = ""  # of the metric at its end
+    changes: str = ""  # against the job as written, in words
+    steps: int | None = None
+    generation: int = 0  # the one that ended it; 0: it runs. What was reported up to that one is not of the next round
+    start_time: Time = Time(0.0)
+    completion_time: Time = Time(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    round: int = 0
+    value: str = ""
+    path: str = ""  # of its model directory, else of its checkpoints, as the workers see it
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationView:
+    """The requirement and how far it is met. Values are text: what is not finite has no number in JSON."""
+
+    metric: str = ""
+    target: Exact = Exact(0.0)
+    mode: str = "max"
+    round: int = 0
+    value: str = ""  # last reported in this round
+    best: Best | None = None
+    met: bool = False
+    rounds: tuple[Round, ...] = ()
+
+    @property
+    def past(self) -> int:
+        """The generation that ended the round before this one; 0: this is the first."""
+        return max((entry.generation for entry in self.rounds if entry.round < self.round), default=0)
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     observed_generation: int = 0
     state: str = ""
@@ -141,6 +183,7 @@ class Status:
     restarts: Restarts = Restarts()
     last_failure: LastFailure | None = None
     goodput: GoodputView = GoodputView()
+    evaluation: EvaluationView | None = None
     history: tuple[HistoryEntry, ...] = ()
     start_time: Time = Time(0.0)
     completion_time: Time = Time(0.0)
@@ -198,6 +241,8 @@ def _plain(value: Any) -> Json:
         if hint in (Time, MicroTime):
             if item:
                 plain[key] = format_time(item) if hint is Time else format_micro_time(item)
+        elif hint is Exact:
+            plain[key] = item
         elif is_dataclass(item):
             nested = _plain(item)
             if nested:
@@ -242,6 +287,6 @@ def _value(hint: Any, item: Any) -> Any:
         return _typed(hint, item)  # type: ignore[arg-type]
     if typing.get_origin(hint) is tuple:
         return tuple(_value(typing.get_args(hint)[0], one) for one in item)
-    if hint is float:
+    if hint in (float, Exact):
         return float(item)
     return item

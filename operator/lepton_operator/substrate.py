@@ -48,7 +48,22 @@ class Event:
     action: str = "Reconcile"
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What there is of the serving of a job's model."""
+
+    exists: bool = False  # something of ours
+    foreign: str = ""  # "a Service named digits-serve" that is not this job's; empty: there is none
+    current: bool = False  # all is as the job asks
+    ready: int = 0  # pods
+    trouble: str = ""  # CamelCase, with its message in the words of whoever complains
+    trouble_message: str = ""
+
+
 class Substrate(Protocol):
+    serves: bool
+    """Whether models are served here at all."""
+
     def job(self, key: str) -> Job | None:
         """The newest known job of "namespace/name"; None when it is gone. Raises `JobError` when it cannot be read."""
 
@@ -70,6 +85,18 @@ class Substrate(Protocol):
 
     async def ensure_service(self, job: Job) -> None:
         """The headless Service of a job that asked for `intraJobCommunication`. Raises `Rejected`, `Unavailable`."""
+
+    async def served(self, job: Job, directory: str) -> Served:
+        """How the serving of the model in `directory` is. Raises `Rejected`, `Unavailable`."""
+
+    async def serve(self, job: Job, directory: str) -> None:
+        """Makes what serves that model, or puts it right. Raises `Rejected`, `Conflict`, `Unavailable`."""
+
+    async def stop_serving(self, job: Job) -> None:
+        """Takes away what was made for it. Raises `Rejected`, `Conflict`, `Unavailable`."""
+
+    def checkpoints(self, job: Job) -> str:
+        """The directory of the job's checkpoints as its workers see it, without the round's; empty where it keeps none."""
 
     async def emit(self, job: Job, event: Event) -> None:
         """Tells the user; never raises: a lost event is logged."""

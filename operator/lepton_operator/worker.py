@@ -111,5 +111,8 @@ class GroupOrder:
     max_restarts: int = 0
     shutdown: dict[str, str] = field(default_factory=dict)  # uid -> verdict (protocol.messages.COMPLETE, ...)
     grace_seconds: float = 0.0
+    round: int = 0  # of a job that is trained in rounds, with what the round gives its ranks; 0: it is not
+    env: dict[str, str] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
     stop_requested: bool = False  # ask this generation for a coordinated stop; the coordinator drives the rounds of the proposal
     token: str = field(default="", repr=False)  # local mode only: the job's shared secret; empty: projected service-account tokens

@@ -43,6 +43,21 @@ def test_the_digits_are_learnt_from_a_manifest_of_a_few_lines_and_a_killed_worke
         assert job.left_behind() == []
 
 
+def test_a_model_that_is_not_good_enough_is_trained_on_until_it_is(tmp_path: Path) -> None:
+    *others, body = example("retrain-until-good.yaml", "imageClassification", steps=8)
+    body["spec"]["evaluation"] |= {"target": 0.85, "onMiss": [{"epochs": 25, "warmStart": True}]}
+    with local_job(tmp_path / "home", body, *others) as job:
+        job.start()
+        assert job.ended(120) == 0, job.output
+        seen = job.status.evaluation
+        assert seen is not None and seen.met and [entry.steps for entry in seen.rounds] == [8, 200]
+        assert float(seen.rounds[0].value) < 0.85 <= float(seen.rounds[1].value)
+        assert seen.rounds[1].changes == "epochs x25, warm start from round 1" and seen.best is not None
+        assert (Path(seen.best.path) / "model.json").is_file() and Path(seen.best.path).parent.name == "round-2"
+        assert f"to serve the model: lepton serve {seen.best.path} --port 8080" in job.output
+        assert job.left_behind() == []
+
+
 def test_a_damaged_checkpoint_is_an_event_and_the_one_before_it_is_used(tmp_path: Path) -> None:
     *others, body = example("digits-builtin.yaml", "imageClassification", epochs=2)
     body["spec"]["workers"] = {"replicas": 1}

@@ -33,7 +33,8 @@ JOB_RIGHTS = {
     ("training.lepton.ai", "leptontrainingjobs", "get list watch"),
     ("training.lepton.ai", "leptontrainingjobs/status", "update"),
     ("", "pods", "get list watch create patch delete"),
-    ("", "services", "get create"),
+    ("", "services", "get create update delete"),
+    ("apps", "deployments", "get create update delete"),
     ("", "events", "list"),
     ("events.k8s.io", "events", "create patch"),
 }

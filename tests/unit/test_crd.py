@@ -107,7 +107,7 @@ def test_scaling_finds_its_field_in_the_smallest_job() -> None:
 def test_every_column_reads_a_field_that_exists() -> None:
     columns = crd()["spec"]["versions"][0]["additionalPrinterColumns"]
     assert [column["name"].upper() for column in columns] == [
-        *("STATE", "WORKERS", "STEP", "PROGRESS", "LOSS", "THROUGHPUT", "ETA", "RESTARTS", "AGE", "REASON", "GOODPUT"),
+        *("STATE", "WORKERS", "STEP", "PROGRESS", "LOSS", "ROUND", "METRIC", "THROUGHPUT", "ETA", "RESTARTS", "AGE", "REASON", "GOODPUT"),
     ]
     paths = {path for path, _ in nodes(job_schema())}
     assert {column["jsonPath"] for column in columns} - paths == {".metadata.creationTimestamp"}
@@ -119,9 +119,11 @@ def shape(hint: Any) -> str:
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if hint in (status.Time, status.MicroTime):
         return "string"
+    if hint is status.Exact:
+        return "number"
     if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
         return "object"
-    return {int: "integer", float: "number", str: "string", bool: "string", tuple: "array"}[typing.get_origin(hint) or hint]
+    return {int: "integer", float: "number", str: "string", bool: "boolean", tuple: "array"}[typing.get_origin(hint) or hint]
 
 
 def written(kind: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -143,5 +145,6 @@ def test_the_status_of_the_crd_is_the_status_that_the_operator_writes() -> None:
     described = {path: node.get("type", "") for path, node in nodes(job_schema()["properties"]["status"]) if path}
     described = {path: kind for path, kind in described.items() if not path.endswith(("[]", "{}"))}
     expected = dict(written(status.Status))
+    expected[".conditions[].status"] = "string"
     del expected[".conditions[].lastTransition"]  # `status` writes it as metav1 has it
     assert described == expected | {".conditions[].lastTransitionTime": "string"}

@@ -12,7 +12,7 @@ from lepton_operator import conditions
 from lepton_operator.job import Job, JobError, read_job, read_stub
 from lepton_operator.reconciler import PLAIN_SECONDS, REJECTED_STATUS_SECONDS, Reconciler
 from lepton_operator.status import Status, read_status
-from lepton_operator.substrate import Conflict, Event, Rejected, Unavailable
+from lepton_operator.substrate import Conflict, Event, Rejected, Served, Unavailable
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 from lepton_trainer.protocol import messages as m
 from simulation import manifest
@@ -23,6 +23,8 @@ KEY = "team/digits"
 class Substrate:
     """One job and its workers in memory, with faults on demand."""
 
+    serves = True
+
     def __init__(self, **spec: Any) -> None:
         self.body = manifest(2, 1, **spec)
         self.made: dict[str, Worker] = {}
@@ -32,6 +34,10 @@ class Substrate:
         self.conflicts = 0
         self.lost_answers = 0  # of writes that are carried out
         self.gone = False
+        self.services = 0  # times that one was seen to
+        self.foreign_service = False
+        self.state = Served()
+        self.looked: list[str] = []  # directories whose serving was looked at
         self.during_write: Callable[[], object] = lambda: None
         self.unknown: set[str] = set()  # parts of the status that the CRD of this cluster refuses
 
@@ -69,8 +75,26 @@ class Substrate:
             self.lost_answers -= 1
             raise Unavailable("no answer in time")
 
+    async def served(self, job: Job, directory: str) -> Served:
+        self.looked.append(directory)
+        return self.state
+
+    async def serve(self, job: Job, directory: str) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.state = replace(self.state, exists=True, current=True)
+
+    async def stop_serving(self, job: Job) -> None:
+        self.state = Served()
+
+    def checkpoints(self, job: Job) -> str:
+        return ""
+
     async def ensure_service(self, job: Job) -> None:
-        raise AssertionError("nobody asked for a Service")
+        assert job.intra_job_communication, "nobody asked for a Service"
+        self.services += 1
+        if self.foreign_service:
+            raise Rejected("NameConflict", "a Service named digits exists and does not belong to this job")
 
     async def emit(self, job: Job, event: Event) -> None:
         self.events.append(event)
@@ -156,6 +180,18 @@ async def test_a_name_is_chosen_once_and_kept_over_retries() -> None:
     assert len(set(world.substrate.asked)) == 2
 
 
+async def test_a_name_that_a_foreign_pod_has_is_given_up() -> None:
+    world = World()
+    world.substrate.faults = [Rejected("NameConflict", "a pod of this name exists"), Rejected("QuotaExceeded", "pods=0")]
+    await world.look()
+    foreign, refused = world.substrate.asked
+    world.mono += 30
+    await world.look()
+    again = world.substrate.asked[2:]
+    assert len(again) == 2 and foreign not in again and refused in again
+    assert foreign not in world.substrate.made
+
+
 async def test_nothing_is_published_that_the_status_write_has_not_won() -> None:
     world = World()
     await world.look(2)
@@ -180,6 +216,35 @@ async def test_the_refusers_words_reach_the_condition_and_the_creation_is_tried_
     world.mono += 30
     await world.look(3)
     assert len(world.substrate.made) == 2
+
+
+async def test_the_service_is_seen_to_as_long_as_the_job_lives_for_somebody_may_delete_it() -> None:
+    world = World(intraJobCommunication=True)
+    await world.look(3)
+    seen = world.substrate.services
+    await world.look(3)
+    assert world.substrate.services > seen
+    world.conclude()
+    await world.look()
+    seen = world.substrate.services
+    await world.look(3)
+    assert world.substrate.services == seen, "a job that has ended needs none"
+
+
+async def test_a_foreign_service_keeps_new_workers_from_being_made_but_surplus_ones_go() -> None:
+    world = World(intraJobCommunication=True)
+    await world.look(3)
+    world.substrate.foreign_service = True
+    world.substrate.made["twin"] = Worker("twin", "uid-twin", 1, Phase.RUNNING, created=1e9)
+    world.substrate.made = {name: w for name, w in world.substrate.made.items() if w.index == 1}
+    await world.look(2)
+    assert [w.index for w in world.substrate.made.values()] == [1]
+    ready = conditions.find(read_status(world.substrate.body["status"]).conditions, conditions.PODS_READY)
+    assert ready is not None and ready.reason == "NameConflict"
+    world.substrate.foreign_service = False
+    world.mono += 30
+    await world.look(2)
+    assert sorted(w.index for w in world.substrate.made.values()) == [0, 1]
 
 
 async def test_a_job_that_cannot_be_read_gets_one_condition_and_one_event() -> None:
@@ -219,13 +284,57 @@ async def test_another_installations_job_is_left_alone_and_the_user_is_told_once
     assert [event.reason for event in world.substrate.events] == ["ClaimedByAnother"]
 
 
+async def dropped_together(jobs: int) -> World:
+    """Five workers of `jobs` jobs, whose connections have just closed; they are those of one job in memory, looked at by several names."""
+    world = World()
+    world.substrate.body["spec"]["workers"]["replicas"] = 5
+    for _ in range(2):
+        for number in range(jobs):
+            await world.reconciler.reconcile(f"team/{number}")
+    world.coordinator.drops = [(f"team/{n % jobs}", w.uid) for n, w in enumerate(world.substrate.made.values())]
+    assert len(world.coordinator.drops) == 5
+    return world
+
+
 @pytest.mark.parametrize(("jobs", "blind"), [(1, False), (2, True)])
 async def test_the_coordinator_suspects_itself_when_agents_of_several_jobs_drop_together(jobs: int, blind: bool) -> None:
-    world = World()
-    world.coordinator.drops = [(f"team/{n % jobs}", f"uid-{n}") for n in range(5)]
+    world = await dropped_together(jobs)
     assert world.reconciler._blind() is blind
     world.coordinator.drops = []
     assert world.reconciler._blind() is blind, "until somebody is back"
+    world.coordinator.joined = True
+    assert not world.reconciler._blind()
+
+
+def pods_end(world: World) -> None:
+    world.substrate.made = {name: replace(w, phase=Phase.SUCCEEDED) for name, w in world.substrate.made.items()}
+
+
+def nodes_go(world: World) -> None:
+    world.substrate.made = {name: replace(w, node_ready=False) for name, w in world.substrate.made.items()}
+
+
+def jobs_are_deleted(world: World) -> None:
+    world.substrate.gone = True
+
+
+def jobs_end(world: World) -> None:
+    """Their pods run for a moment longer."""
+    made = dict(world.substrate.made)
+    world.conclude()
+    world.substrate.made = made
+
+
+@pytest.mark.parametrize("why", [pods_end, nodes_go, jobs_are_deleted, jobs_end])
+@pytest.mark.parametrize("before", [True, False])
+async def test_agents_that_had_a_reason_to_go_leave_nobody_blind(why: Callable[[World], None], before: bool) -> None:
+    """They never come back, so waiting for them would blind the operator for the rest of its life."""
+    world = await dropped_together(2)
+    assert before or world.reconciler._blind()
+    why(world)
+    for number in range(2):
+        await world.reconciler.reconcile(f"team/{number}")
+    assert not world.reconciler._blind()
 
 
 async def test_a_crd_of_another_version_that_refuses_a_view_stops_no_decision() -> None:
@@ -326,41 +435,3 @@ async def test_a_process_that_leads_again_counts_on_and_never_back(continued: bo
     assert all(after.account.seconds[cause] >= spent for cause, spent in before.account.seconds.items())
     world.coordinator.progress = replace(world.coordinator.progress, step=10, steps_total=10, samples_total=100.0)
     assert world.reconciler.summaries()[KEY].counters.samples == after.counters.samples + 10.0
-
-
-@pytest.mark.parametrize(("kind", "result"), [(conditions.COMPLETE, "complete"), (conditions.FAILED, "failed")])
-async def test_the_end_of_a_job_is_counted_once_although_the_answer_to_its_last_write_was_lost(kind: str, result: str) -> None:
-    world = World()
-    await world.look(2)
-    world.conclude(kind)
-    world.substrate.lost_answers = 1
-    await world.look(4)
-    assert conditions.is_true(read_status(world.substrate.body["status"]).conditions, conditions.FINISHED)
-    assert world.finished == [result]
-
-
-async def test_a_leader_that_died_before_a_job_was_finished_has_not_counted_it_so_the_next_one_does() -> None:
-    world = World()
-    world.conclude()
-    world.reconciler = world.another()
-    await world.look(3)
-    assert world.finished == ["complete"]
-    world.reconciler = world.another()
-    await world.look(3)
-    world.reconciler.lead()
-    await world.look(3)
-    assert world.finished == ["complete"], "what was finished before is another's to count"
-
-
-@pytest.mark.parametrize(("ended", "counted"), [(True, ["complete"]), (False, [])])
-async def test_a_job_that_is_deleted_right_after_its_verdict_counts_as_ended_and_leaves_no_series(ended: bool, counted: list[str]) -> None:
-    world = World()
-    await world.look(2)
-    if ended:
-        world.conclude()
-        world.substrate.made["stays"] = Worker("stays", "uid-stays", 0, Phase.RUNNING)
-        await world.look()
-    world.substrate.gone = True
-    await world.look(2)
-    assert world.finished == counted
-    assert world.reconciler.summaries() == {}

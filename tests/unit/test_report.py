@@ -2,10 +2,12 @@
 
 import math
 import mmap
+import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -159,6 +161,14 @@ def test_outside_lepton_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None
     assert module.should_stop() is False and module.checkpoint_dir() is None
 
 
+def test_the_checkpoint_folder_is_made_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LEPTON_CHECKPOINT_DIR", str(tmp_path / "digits" / "round-2"))
+    assert module.checkpoint_dir() == str(tmp_path / "digits" / "round-2") and (tmp_path / "digits" / "round-2").is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEPTON_CHECKPOINT_DIR", str(tmp_path / "file" / "round-2"))
+    assert module.checkpoint_dir() == str(tmp_path / "file" / "round-2"), "whoever writes there is told"
+
+
 @pytest.mark.parametrize("broken", ["missing", "short"])
 def test_a_broken_report_file_and_wrong_values_raise_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str) -> None:
     path = tmp_path / "report"
@@ -234,15 +244,22 @@ def test_a_withdrawn_proposal_disarms() -> None:
     assert not reporter.should_stop() and reader.words[s.ARMED] == 0
 
 
-def test_a_report_costs_less_than_ten_microseconds() -> None:
-    reporter, _, _ = pair()
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        for step in range(2000):
-            reporter.report(step=step, loss=0.5, samples=64)
-        best = min(best, (time.perf_counter() - start) / 2000)
-    assert best < 10e-6
+def test_a_report_costs_no_system_call() -> None:
+    reporter, reader, _ = pair()
+    called: set[str] = set()
+
+    def note(_frame: Any, event: str, function: Any) -> None:
+        if event == "c_call":
+            called.add(str(getattr(function, "__module__", None) or type(getattr(function, "__self__", None)).__module__))
+
+    reporter.report(step=1, loss=0.5, samples=64)
+    sys.setprofile(note)
+    try:
+        reporter.report(step=2, loss=0.5, samples=64)
+    finally:
+        sys.setprofile(None)
+    assert reader.snapshot().step == 2
+    assert called and not called & {"posix", "io", "_io", "socket", "_socket", "select", "fcntl", "mmap"}
 
 
 def test_a_checkpoint_path_in_bytes_is_a_path_and_spoils_no_later_report() -> None:

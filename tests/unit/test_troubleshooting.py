@@ -12,20 +12,21 @@ from checkout import CHECKOUT, tracked
 DOCUMENT = CHECKOUT / "docs" / "troubleshooting.md"
 WORD = re.compile(r"(?:[A-Z]+[a-z]+)+")
 CONDITIONS_AND_STATES = {
-    *("Accepted", "PodsReady", "Running", "Progressing", "Checkpointing", "Complete", "Failed", "Finished"),
+    *("Accepted", "PodsReady", "Running", "Progressing", "Checkpointing", "ServingReady", "Complete", "Failed", "Finished"),
     *("Pending", "Starting", "Recovering"),
 }
 ALSO_REASONS = {"Accepted", "Running", "Starting"}
 KUBERNETES = {
     *("LeptonTrainingJob", "Pod", "Service", "ConfigMap", "Event", "Lease", "EndpointSlice", "TokenReview", "DeleteOptions", "List"),
+    *("Deployment", "RollingUpdate", "ReplicaFailure"),
     *("Normal", "Warning", "Always", "Never", "IfNotPresent", "Exists", "NoExecute", "Memory", "OnRootMismatch", "RuntimeDefault", "None"),
     *("Succeeded", "Ready", "PodScheduled", "DisruptionTarget", "ContainerCreating", "PodInitializing", "True", "False", "AlreadyExists"),
-    *("Accept", "Bearer", "BearerToken"),
+    *("Accept", "Bearer", "BearerToken", "Strict"),
 }
 TOLD_BY_THE_POD = {"FailedScheduling", "BackOff", "Failed", "Unhealthy", "Preempted"}
 """Reasons of the kubelet's events that are never passed on, because the pod's status says it better."""
-OTHER = {"Adopted", "Disrupted", "Error", "ErrImagePull", "Reconcile", "CSafeLoader", "Inf"}
-"""Of the operator's memory; inside a message only; passed on under another name; an event's action; no words at all."""
+OTHER = {"Adopted", "Disrupted", "Strict", "Error", "ErrImagePull", "Reconcile", "CSafeLoader", "Inf"}
+"""Of the operator's memory; inside a message only; in a request; passed on under another name; an event's action; no words at all."""
 PASSED_ON = {
     *("ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
     *("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "SchedulingGated"),

@@ -8,6 +8,7 @@ exception. Only the main process of a rank should call it.
 Standard library only, Python >= 3.9; it imports no torch.
 """
 
+import contextlib
 import json
 import math
 import mmap
@@ -344,5 +345,12 @@ def should_stop() -> bool:
 
 
 def checkpoint_dir() -> Optional[str]:
-    """The folder for this job's checkpoints, shared by all workers; None where the job keeps none, or outside Lepton."""
-    return os.environ.get(names.CHECKPOINT_DIR) or None
+    """The folder for this job's checkpoints, shared by all workers; None where the job keeps none, or outside Lepton.
+
+    Of a job with `evaluation` it is another one in each round. It is made where that is possible.
+    """
+    path = os.environ.get(names.CHECKPOINT_DIR) or None
+    if path is not None:
+        with contextlib.suppress(OSError):  # whoever writes there is told in the same words, and where
+            os.makedirs(path, exist_ok=True)
+    return path

@@ -44,10 +44,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, patch, delete]
-# Headless Services of jobs with intraJobCommunication.
+# Headless Services of jobs with intraJobCommunication; Deployment and Service of jobs that serve their model.
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, create]
+  verbs: [get, create, update, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, create, update, delete]
 # What the kubelet says of a pod that does not start.
 - apiGroups: [""]
   resources: [events]

@@ -5,6 +5,7 @@ and the operator nothing. The listening socket is the operator's, so it outlives
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -183,7 +184,7 @@ class CoordinatorLink:
             try:
                 await self._spawn()
                 return
-            except OSError as error:
+            except Exception as error:  # no process, no thread, no memory: as long as there is none, every agent is cut off
                 self._failures += 1
                 log.error("the coordinator process could not be started: %s", error)
 
@@ -259,7 +260,8 @@ class CoordinatorLink:
     def drops_recent(self, seconds: float) -> list[tuple[str, str]]:
         """(job, worker uid) of each connection that dropped within the last `seconds`, oldest first."""
         since = clock.mono() - seconds
-        return [(job, uid) for at, job, uid in self._drops if at >= since]
+        recent = itertools.takewhile(lambda drop: drop[0] >= since, reversed(self._drops))  # each look at a job asks
+        return [(job, uid) for _, job, uid in recent][::-1]
 
     # What the process says.
 

@@ -180,8 +180,6 @@ class Sessions:
     def _join(self, connection: Connection, join: Join) -> None:
         try:
             self._check_version(join)
-            if not self.may_publish():
-                raise Unidentified("this operator does not lead; ask again", NOT_LEADER)
             group = self._group(join)
             if group.token:
                 identity.check_secret(join, group)
@@ -202,6 +200,8 @@ class Sessions:
             raise Unidentified(f"{speaks}: upgrade the operator", BAD_VERSION)
 
     def _group(self, join: Join) -> GroupOrder:
+        if not self.may_publish():
+            raise Unidentified("this operator does not lead; ask again", NOT_LEADER)
         job = self._jobs.get(join.job)
         if job is None:
             raise Unidentified(f"job {join.job} is not known here (yet)", UNKNOWN_WORKER)

@@ -4,12 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 from lepton_operator import conditions
+from lepton_operator.decision import rounds
 from lepton_operator.decision.evidence import Judgement
 from lepton_operator.decision.world import Delete, Memory, Plan, World
 from lepton_operator.status import Status, read_status
 from lepton_operator.substrate import Event
 from lepton_operator.worker import Agent, Clock, GroupOrder, Phase, Worker
 from lepton_trainer.protocol import messages
+from lepton_trainer.protocol.messages import Progress
 
 REPLACE_SECONDS = 10.0
 """A worker whose agent was lost but whose pod still runs may come back for so long; then it is deleted."""
@@ -35,8 +37,10 @@ class Draft:
         self.deletes: list[Delete] = []
         self.events: list[Event] = []
         self.shutdown: dict[str, str] = {}
+        self.serve = ""
+        self.stop_serving = False
         self.probe = False
-        self.failed = False
+        self.decided = False  # complete or failed, by this plan
         self.returning = False  # agents of the generation on record still come back to a new leader: nothing is known better
         self.waits: list[float] = []
         self.holding = ""  # why no generation is formed although one is due, for the user
@@ -75,7 +79,8 @@ class Draft:
         """The member of the lowest rank that has reported a step, connected if any such is; else whoever is connected."""
         known = [j.agent for j in self.judgements if j.agent is not None]
         connected = [a for a in known if a.connected]
-        return next((a for a in [*connected, *known] if a.progress.step is not None), connected[0] if connected else None)
+        spoken = [a for a in [*connected, *known] if a.progress.step is not None and self.is_present(a.progress)]
+        return spoken[0] if spoken else connected[0] if connected else None
 
     def member_uids(self) -> set[str]:
         """Of the current generation."""
@@ -93,9 +98,18 @@ class Draft:
                 found.append(min(speakers, key=lambda pair: (pair[0].uid not in members, pair[0].created, pair[0].name))[1])
         return found
 
+    @property
+    def past(self) -> int:
+        """The generation that ended the round before this one; 0: this is the first, or there are none."""
+        return self.status.evaluation.past if self.status.evaluation is not None else 0
+
+    def is_present(self, progress: Progress) -> bool:
+        """Whether this was reported in the running round: steps begin anew in each, so what is older compares with nothing."""
+        return not self.past or progress.generation > self.past
+
     def top_step(self) -> int | None:
-        """The highest step that any agent of the job is known to have reported."""
-        seen = [a.progress.step for a in self.world.agents if a.progress.step is not None]
+        """The highest step of this round that any agent of the job is known to have reported."""
+        seen = [a.progress.step for a in self.world.agents if a.progress.step is not None and self.is_present(a.progress)]
         return max([*seen, *([self.memory.top_step] if self.memory.top_step is not None else [])], default=None)
 
     # -- deciding --------------------------------------------------------------------------------------------------------------------
@@ -133,8 +147,16 @@ class Draft:
             digest=group.digest,
             restarts=self.status.restarts.total,
             max_restarts=job.recovery.max_restarts,
+            **self._round(),
             stop_requested=self.memory.stop_since is not None,
         )
+
+    def _round(self) -> dict[str, Any]:
+        view = self.status.evaluation
+        if self.job.evaluation is None or view is None:
+            return {}
+        given = rounds.given(self.job, view, self.world.checkpoints)
+        return {"round": view.round, "env": given.env, "args": given.args}
 
     def plan(self, status: Status | None) -> Plan:
         """The plan, with `status` to be written (None: nothing is)."""
@@ -145,6 +167,8 @@ class Draft:
             create=tuple(self.creates),
             delete=tuple(self.deletes),
             events=tuple(self.events),
+            serve=self.serve,
+            stop_serving=self.stop_serving,
             probe=self.probe,
             wake=min(self.waits) if self.waits else None,
         )

@@ -18,15 +18,15 @@ DEAF_SECONDS = 60.0
 """... and one whose agent was told and does not end, after so long."""
 
 
-def complete(draft: Draft) -> None:
-    message = "every worker ended with success"
+def complete(draft: Draft, message: str = "every worker ended with success") -> None:
+    draft.decided = True
     draft.event("Normal", "Completed", f"all {len(draft.judgements)} workers ended with success")
     draft.condition(conditions.COMPLETE, True, "Completed", message)
     draft.status = replace(draft.status, state="Complete", reason="Completed", message=message, completion_time=Time(draft.now.wall))
 
 
 def fail(draft: Draft, reason: str, message: str) -> None:
-    draft.failed = True
+    draft.decided = True
     draft.event("Warning", reason, message)
     draft.condition(conditions.FAILED, True, reason, message)
     about = message[: conditions.MESSAGE_LIMIT]

@@ -41,7 +41,7 @@ def book(draft: Draft) -> None:
     fresh = len(incidents) > known
     kept = _kept(draft, incidents) if fresh else tuple(incidents)
     draft.status = replace(draft.status, restarts=replace(restarts, recent=kept), last_failure=failure)
-    if fresh and (sentence := policies.verdict(incidents, draft.job.recovery, draft.now.wall)):
+    if fresh and (sentence := policies.verdict(incidents, draft.job.recovery, draft.now.wall, draft.past)):
         ending.fail(draft, sentence.reason, f"{sentence.message}; the last: {failure.message if failure else ''}")
 
 
@@ -63,7 +63,7 @@ def cause_pending(draft: Draft) -> bool:
 
 def regroup_wait(draft: Draft) -> float:
     """Seconds until the next generation may be tried after repeated failures; 0: now."""
-    recent = [i for i in _recent(draft) if i.generation]
+    recent = [i for i in _recent(draft) if i.generation > draft.past]
     if not recent:
         return 0.0
     top = draft.top_step()

@@ -10,6 +10,9 @@ KINDS = {
     "NoCheckpoints": "Warning",
     "Resumed": "Normal",
     "DataCleaned": "Normal",
+    "ModelExported": "Normal",
+    "OptimisationRejected": "Normal",
+    "ExportFailed": "Warning",
 }
 """A script may report any reason; others than these are nobody's."""
 SAVING = {"CheckpointFailed": False, "CheckpointsSavedAgain": True}

@@ -6,7 +6,20 @@ it: the caller writes `Plan.status` first and only then adopts `Plan.memory` and
 """
 
 from lepton_operator import conditions
-from lepton_operator.decision import claim, ending, incidents, membership, notices, progress, regroup, view, workforce, writes
+from lepton_operator.decision import (
+    claim,
+    ending,
+    evaluation,
+    incidents,
+    membership,
+    notices,
+    progress,
+    regroup,
+    serving,
+    view,
+    workforce,
+    writes,
+)
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.world import Delete, Memory, Plan, Rejection, World
 from lepton_operator.worker import Clock
@@ -23,15 +36,20 @@ def plan(world: World, memory: Memory, now: Clock) -> Plan:
         ending.wind_down(draft)
         return conclude(draft)
     claim.accept(draft)
+    evaluation.begin(draft)
     membership.adopt(draft)
     membership.judge(draft)
     notices.tell(draft)
     progress.count_again(draft)
-    if membership.all_succeeded(draft):
-        ending.complete(draft)
-        return conclude(draft)
-    incidents.book(draft)
-    if not draft.failed:
+    evaluation.follow(draft)
+    if membership.all_succeeded(draft) and not evaluation.between(draft) and not draft.decided:
+        if draft.job.evaluation is None:
+            ending.complete(draft)
+        else:
+            evaluation.end(draft)
+    if not draft.decided:
+        incidents.book(draft)
+    if not draft.decided:
         workforce.fill(draft)
         regroup.regroup(draft)
         workforce.trim(draft)
@@ -46,4 +64,5 @@ def conclude(draft: Draft) -> Plan:
         progress.follow(draft)
         view.describe(draft)
         progress.account(draft)
+    serving.decide(draft)
     return draft.plan(writes.due(draft))

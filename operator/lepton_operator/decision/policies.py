@@ -31,8 +31,8 @@ def within_window(incidents: Sequence[Incident], recovery: Recovery, wall: float
     return tuple(i for i in incidents if wall - i.time < recovery.window_seconds)[-RECENT_LIMIT:]
 
 
-def verdict(incidents: Sequence[Incident], recovery: Recovery, wall: float) -> Sentence | None:
-    """Whether a job with these incidents (the newest included) must fail."""
+def verdict(incidents: Sequence[Incident], recovery: Recovery, wall: float, past: int = 0) -> Sentence | None:
+    """Whether a job with these incidents (the newest included) must fail; steps up to generation `past` were of an earlier round."""
     counted = within_window(incidents, recovery, wall)
     if counted and counted[-1].reason == MISCONFIGURED:
         return Sentence(MISCONFIGURED, "a restart does not help, the job has to be changed")
@@ -42,7 +42,7 @@ def verdict(incidents: Sequence[Incident], recovery: Recovery, wall: float) -> S
             "RestartBudgetExceeded",
             f"{len(counted)} failures within {window}, and recovery.maxRestarts allows {recovery.max_restarts} restarts",
         )
-    stuck = _stuck_at(counted)
+    stuck = _stuck_at([i for i in counted if i.generation > past])
     if stuck is not None:
         return Sentence(
             "NoProgress",
@@ -53,8 +53,7 @@ def verdict(incidents: Sequence[Incident], recovery: Recovery, wall: float) -> S
 
 def _stuck_at(incidents: Sequence[Incident]) -> int | None:
     """The step beyond which none of the last generations got; the incident before them tells where they began."""
-    reached = [i for i in incidents if i.generation]
-    before, last = reached[-NO_PROGRESS_LIMIT - 1 : -NO_PROGRESS_LIMIT], reached[-NO_PROGRESS_LIMIT:]
+    before, last = incidents[-NO_PROGRESS_LIMIT - 1 : -NO_PROGRESS_LIMIT], incidents[-NO_PROGRESS_LIMIT:]
     if not before or any(i.reason in FREE_OF_BLAME for i in last):
         return None
     start, steps = before[0].step, [i.step for i in last]

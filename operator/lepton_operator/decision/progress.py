@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from lepton_operator import conditions
-from lepton_operator.decision import goodput
+from lepton_operator.decision import evaluation, goodput
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.view import duration, loss_text, rate, running, since_creation
 from lepton_operator.decision.world import Made
@@ -24,7 +24,7 @@ def follow(draft: Draft) -> None:
         connected = [j.agent for j in draft.judgements if j.agent is not None and j.agent.connected]
         counted = draft.memory.counters.speaker([speaker, *connected]) or speaker
         draft.remember(counters=draft.memory.counters.observe(counted, fresh=first))
-        if speaker.progress.step is not None:
+        if speaker.progress.step is not None and draft.is_present(speaker.progress):
             _progress(draft, speaker.progress)
     _first_step(draft, speaker.progress if speaker is not None else Progress())
 
@@ -35,7 +35,8 @@ def count_again(draft: Draft) -> None:
     What a generation's members reported may come after the next one was decided: survivors tell it when they prepare that.
     """
     group = draft.memory.group
-    reports = [agent.progress for agent in draft.world.agents if agent.progress.generation and agent.progress.step is not None]
+    told = [agent.progress for agent in draft.world.agents if agent.progress.generation and agent.progress.step is not None]
+    reports = [progress for progress in told if draft.is_present(progress)]
     for number in sorted({progress.generation for progress in reports}):
         told = [progress for progress in reports if progress.generation == number]
         last = max(progress.step or 0 for progress in told)
@@ -125,6 +126,8 @@ def _first_step(draft: Draft, seen: Progress) -> None:
 def _category(draft: Draft) -> str:
     memory = draft.memory
     runs = conditions.is_true(draft.status.conditions, conditions.RUNNING)
+    if evaluation.between(draft):
+        return goodput.WAITING
     if memory.group is None:
         ready = conditions.is_true(draft.status.conditions, conditions.PODS_READY)
         return goodput.STARTING if ready else goodput.WAITING

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lepton_operator.decision import evidence, generation
+from lepton_operator.decision import evaluation, evidence, generation
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.evidence import Verdict
 from lepton_operator.decision.incidents import cause_pending, regroup_wait
@@ -56,6 +56,8 @@ def _due(draft: Draft) -> str:
     group = draft.memory.group
     if group is None:
         return _first_due(draft)
+    if evaluation.between(draft):
+        return evaluation.NEW_ROUND
     if draft.broken():
         return _broken_due(draft)
     verdicts = {j.verdict for j in draft.judgements}
@@ -101,7 +103,7 @@ def _first_due(draft: Draft) -> str:
             draft.returning = True
             draft.wait(0.5)
             return ""
-        return "LeaderChanged"
+        return evaluation.NEW_ROUND if evaluation.between(draft) else "LeaderChanged"
     if len(members) >= job.workers.replicas:
         return "FirstGroup"
     if len(members) < job.workers.min_replicas:
@@ -173,6 +175,7 @@ def _stopped(draft: Draft, *, leaving: bool) -> bool:
 
 
 def _form(draft: Draft, members: Sequence[Agent], why: str) -> None:
+    new_round = evaluation.between(draft)
     number = generation.next_number(draft.observed.rendezvous.generation, draft.world.agents)
     formed = generation.form(number, members)
     entry = HistoryEntry(number, MicroTime(draft.now.wall), formed.size, why)
@@ -185,7 +188,7 @@ def _form(draft: Draft, members: Sequence[Agent], why: str) -> None:
     about = f"generation {number}: {formed.size} of {draft.job.workers.replicas} workers, world size {formed.world_size}, {kept} kept"
     draft.event("Normal", why, about)
     broken = draft.memory.broken_since
-    if broken is None and draft.observed.rendezvous.generation:
+    if broken is None and draft.observed.rendezvous.generation and not new_round:
         broken = draft.now.mono
     draft.remember(
         group=formed,

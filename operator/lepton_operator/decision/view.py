@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 from lepton_operator import conditions
+from lepton_operator.decision import evaluation
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.evidence import Verdict
 from lepton_operator.status import Startup, WorkerCounts
@@ -122,13 +123,16 @@ def _silent(draft: Draft, waiting: list[Worker]) -> Worker | None:
 def _state(draft: Draft) -> None:
     group, memory = draft.memory.group, draft.memory
     broken, runs = draft.broken(), running(draft)
-    recovering = draft.status.rendezvous.generation > 1 or memory.broken_since is not None
+    begins = evaluation.between(draft) or (memory.reason == evaluation.NEW_ROUND and memory.broken_since is None)
+    recovering = not begins and (draft.status.rendezvous.generation > 1 or memory.broken_since is not None)
     if group is None:
         pods = conditions.find(draft.status.conditions, conditions.PODS_READY)
         state = "Recovering" if draft.status.rendezvous.generation else "Pending" if pods is None or not pods.status else "Starting"
         reason, message = (pods.reason, pods.message) if pods and not pods.status else ("Starting", "forming the first generation")
         if draft.holding:
             message = draft.holding
+    elif evaluation.between(draft):
+        state, reason, message = "Starting", evaluation.NEW_ROUND, draft.holding or "the next round waits for its workers"
     elif runs and (memory.stepped or memory.broken_since is None or memory.top_step is None):
         state, reason = "Running", "Running"
         message = f"generation {group.number} runs: {group.size} of {draft.job.workers.replicas} workers, world size {group.world_size}"
@@ -137,6 +141,8 @@ def _state(draft: Draft) -> None:
         reason = draft.status.history[-1].reason if draft.status.history else "Starting"
         why = f" after: {draft.status.last_failure.message}" if recovering and draft.status.last_failure and broken else ""
         message = draft.holding or f"generation {group.number} is {'being replaced' if broken else 'starting'}{why}"
+    if draft.job.evaluation is not None and draft.status.evaluation is not None:
+        message = f"round {draft.status.evaluation.round} of {draft.job.evaluation.max_rounds}: {message}"
     draft.status = replace(draft.status, state=state, reason=reason, message=message[: conditions.MESSAGE_LIMIT])
     if group is None:
         return

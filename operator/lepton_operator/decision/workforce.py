@@ -1,6 +1,6 @@
 """The workers that should exist: one living worker for each wanted index, none beyond."""
 
-from lepton_operator.decision import ending
+from lepton_operator.decision import ending, evaluation
 from lepton_operator.decision.draft import Draft
 from lepton_operator.decision.evidence import Verdict
 from lepton_operator.decision.incidents import create_wait
@@ -16,7 +16,7 @@ CREATED_SECONDS = 1.0
 
 def fill(draft: Draft) -> None:
     """Creates what is missing. Members that succeeded need no replacement, unless their generation broke: then it is made anew by all."""
-    done = {j.member.worker for j in draft.judgements if j.verdict is Verdict.SUCCEEDED and not draft.broken()}
+    done = {j.member.worker for j in draft.judgements if j.verdict is Verdict.SUCCEEDED and _goes_on(draft)}
     missing = [i for i in range(draft.job.workers.replicas) if i not in done and not draft.living(i)]
     if not missing:
         return
@@ -28,6 +28,11 @@ def fill(draft: Draft) -> None:
         return
     draft.creates += missing
     draft.wait(CREATED_SECONDS)
+
+
+def _goes_on(draft: Draft) -> bool:
+    """The current generation is not to be made anew by all."""
+    return not draft.broken() and not evaluation.between(draft)
 
 
 def trim(draft: Draft) -> None:
@@ -53,5 +58,5 @@ def _trim_lingering(draft: Draft) -> None:
     """Pods of ended workers whose sidecar runs on. One that succeeded in a generation that goes on stays: a new leader counts by it."""
     if draft.returning:
         return
-    needed = {j.member.uid for j in draft.judgements if j.verdict is Verdict.SUCCEEDED and not draft.broken()}
+    needed = {j.member.uid for j in draft.judgements if j.verdict is Verdict.SUCCEEDED and _goes_on(draft)}
     ending.end_lingering(draft, [w for w in draft.world.workers if w.lingering and w.uid not in needed])

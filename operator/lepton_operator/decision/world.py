@@ -8,7 +8,7 @@ from lepton_operator.decision.evidence import Verdict
 from lepton_operator.decision.generation import Generation
 from lepton_operator.job import Job
 from lepton_operator.status import Status
-from lepton_operator.substrate import Event
+from lepton_operator.substrate import Event, Served
 from lepton_operator.worker import Agent, GroupOrder, Worker
 
 
@@ -34,6 +34,10 @@ class World:
     settled: float = 0.0  # mono: since when no handshakes queue there
     blind: bool = False
     rejection: Rejection | None = None
+    checkpoints: str = ""  # the directory of the job's checkpoints as its workers see it, without the round's; empty: it keeps none
+    serves: bool = False  # whether models are served on this substrate
+    served: Served | None = None  # what there is of it; None: not looked at
+    serving_rejection: Rejection | None = None
     claimant_gone: bool = False  # the installation in status.manager has not renewed its Lease for long
 
 
@@ -94,5 +98,7 @@ class Plan:
     create: tuple[int, ...] = ()
     delete: tuple[Delete, ...] = ()
     events: tuple[Event, ...] = ()
+    serve: str = ""  # the directory of the model that is to be served; empty: there is nothing to do
+    stop_serving: bool = False
     probe: bool = False
     wake: float | None = None  # seconds

@@ -54,13 +54,15 @@ def significant(status: Status) -> Status:
         progress=ProgressView(),
         checkpoint=CheckpointView(),
         startup=Startup(),
+        evaluation=replace(status.evaluation, value="") if status.evaluation is not None else None,
         goodput=replace(status.goodput, ratio="", productive_seconds=0.0, lost_seconds={}, mean_recovery_seconds=None),
         conditions=tuple(_without_words(c) for c in status.conditions),
     )
 
 
 def _without_words(condition: conditions.Condition) -> conditions.Condition:
-    return replace(condition, message="", last_transition=0.0)
+    words = condition.message if condition.type == conditions.SERVING_READY else ""  # nothing else will be written with them
+    return replace(condition, message=words, last_transition=0.0)
 
 
 def _ready(draft: Draft, left: float, writing: bool) -> bool:

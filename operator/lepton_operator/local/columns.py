@@ -8,13 +8,13 @@ from lepton_operator.decision import view
 from lepton_operator.job import parse_time
 from lepton_operator.status import read_status
 
-HEADER = ("NAME", "STATE", "WORKERS", "STEP", "PROGRESS", "LOSS", "THROUGHPUT", "ETA", "RESTARTS", "AGE")
+HEADER = ("NAME", "STATE", "WORKERS", "STEP", "PROGRESS", "LOSS", "ROUND", "METRIC", "THROUGHPUT", "ETA", "RESTARTS", "AGE")
 
 
 def row(body: dict[str, Any]) -> tuple[str, ...]:
     """One line's cells of a stored job; what is not known yet is empty."""
     status = read_status(body["status"])
-    seen = status.progress
+    seen, rounds = status.progress, status.evaluation
     return (
         str(body["metadata"]["name"]),
         status.state,
@@ -22,6 +22,8 @@ def row(body: dict[str, Any]) -> tuple[str, ...]:
         "" if seen.step is None else str(seen.step),
         seen.percent,
         seen.loss,
+        str(rounds.round) if rounds is not None else "",
+        rounds.value if rounds is not None else "",
         seen.throughput,
         seen.eta,
         str(status.restarts.total),

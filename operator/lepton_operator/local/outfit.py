@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lepton_trainer.protocol import names
 GRACE_SECONDS = 10.0
 """A local worker's time from SIGTERM to SIGKILL."""
 TRAINER_ROOT = Path(names.__file__).parents[2]
-ROUND = "round-0"
+CLAIM_IN_PODS = "/checkpoints"
 CONFIG_MAP_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 
 
@@ -54,10 +54,26 @@ def outfit(run: RunDirectory, manifest: Manifest, job: Job, name: str, uid: str,
     return Outfit(command, directory, values)
 
 
+def at_home(run: RunDirectory, job: Job) -> Job:
+    """`job` with the export path that it names inside its claim where that claim lies on this machine."""
+    inside = job.export_path.removeprefix(f"{CLAIM_IN_PODS}/")
+    if job.checkpoint is None or inside == job.export_path:
+        return job
+    path = str(run.claims / job.checkpoint.claim_name / inside)
+    document = json.loads(job.trainer.builtin)
+    document["export"]["path"] = path
+    return replace(job, export_path=path, trainer=replace(job.trainer, builtin=json.dumps(document, separators=(",", ":"))))
+
+
 def checkpoint_directory(run: RunDirectory, job: Job) -> Path | None:
-    if job.checkpoint is None:
-        return None
-    return run.claims / job.checkpoint.claim_name / job.checkpoint.path / ROUND
+    """Of its first round."""
+    root = checkpoint_root(run, job)
+    return root / job.first_round if root is not None else None
+
+
+def checkpoint_root(run: RunDirectory, job: Job) -> Path | None:
+    """The directory that spec.checkpoint names; each round has its own in it."""
+    return run.claims / job.checkpoint.claim_name / job.checkpoint.path if job.checkpoint is not None else None
 
 
 def agent_directory(uid: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lepton_operator import clock, conditions
 from lepton_operator.coordinator.link import CoordinatorLink
+from lepton_operator.decision import rounds
 from lepton_operator.local import processes
 from lepton_operator.local.manifest import Manifest
 from lepton_operator.local.prepare import prepare
@@ -147,11 +148,23 @@ class LocalRun:
                 self._screen.say("interrupted: ending the workers in good order; Ctrl-C again ends them at once")
                 await self._end_workers(interrupts)
                 return INTERRUPTED
-            return 0 if conditions.is_true(status.conditions, conditions.COMPLETE) else 1
+            complete = conditions.is_true(status.conditions, conditions.COMPLETE)
+            if complete and (how := self._how_to_serve(status)):
+                self._screen.say(how)
+            return 0 if complete else 1
         finally:
             await self._probes.stop()
             await self._link.stop()
             self._screen.end()
+
+    def _how_to_serve(self, status: Status) -> str:
+        """What this machine does not do by itself; empty where the job asks for none of it."""
+        job = self._substrate.job(self.key)
+        if job is None or job.serve is None:
+            return ""
+        number = status.evaluation.best.round if status.evaluation is not None and status.evaluation.best is not None else 0
+        directory = rounds.model_directory(job, self._substrate.checkpoints(job), number)
+        return f"nothing is served on this machine by itself; to serve the model: lepton serve {directory} --port {job.serve.port}"
 
     def agents(self) -> list[Agent]:
         """What is known of the job's agents now."""

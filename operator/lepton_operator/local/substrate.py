@@ -18,10 +18,10 @@ from typing import Any
 from lepton_operator.job import Job, format_time, read_job
 from lepton_operator.local import processes
 from lepton_operator.local.manifest import Manifest
-from lepton_operator.local.outfit import GRACE_SECONDS, agent_directory, outfit
+from lepton_operator.local.outfit import GRACE_SECONDS, agent_directory, at_home, checkpoint_root, outfit
 from lepton_operator.local.store import RunDirectory
 from lepton_operator.local.validation import ManifestError
-from lepton_operator.substrate import Event, Gone, Rejected, Unavailable
+from lepton_operator.substrate import Event, Gone, Rejected, Served, Unavailable
 from lepton_operator.worker import Phase, Worker
 from lepton_trainer.protocol import names
 from lepton_trainer.protocol.frames import ProtocolError
@@ -39,6 +39,8 @@ _KUBECTL_LOGS = re.compile(r"kubectl logs -n (\S+) (\S+?)-(\d+)-\w+(?=`)")
 class LocalSubstrate:
     """Implements `substrate.Substrate`. `on_change` is called when a worker starts or ends; `on_event` is shown every event."""
 
+    serves = False
+
     def __init__(self, run: RunDirectory, manifest: Manifest, on_change: Callable[[], None], on_event: Callable[[Event], None]) -> None:
         self._run = run
         self._manifest = manifest
@@ -54,7 +56,7 @@ class LocalSubstrate:
 
     def job(self, key: str) -> Job | None:
         body = self._run.read()
-        return read_job(body) if body is not None else None
+        return at_home(self._run, read_job(body)) if body is not None else None
 
     async def write_status(self, job: Job, status: dict[str, Any]) -> None:
         words: dict[str, Any] = _in_local_words(status)
@@ -69,6 +71,18 @@ class LocalSubstrate:
 
     async def ensure_service(self, job: Job) -> None:
         """All workers share this machine's loopback: names need no Service."""
+
+    async def served(self, job: Job, directory: str) -> Served:
+        return Served()
+
+    async def serve(self, job: Job, directory: str) -> None:
+        """`lepton serve` does, when the user asks."""
+
+    async def stop_serving(self, job: Job) -> None:
+        """Nothing was made."""
+
+    def checkpoints(self, job: Job) -> str:
+        return str(checkpoint_root(self._run, job) or "")
 
     async def emit(self, job: Job, event: Event) -> None:
         event = replace(event, message=str(_in_local_words(event.message)))

@@ -123,7 +123,7 @@ class Screen:
 
     def _summary(self, status: Status, agents: Sequence[Agent]) -> str:
         speaker = _speaker(agents)
-        parts = [status.state or "Pending", f"workers {status.workers.summary or '-'}"]
+        parts = [status.state or "Pending", f"workers {status.workers.summary or '-'}", *_round(status)]
         if speaker is not None:
             seen = speaker.progress
             parts.append(f"step {seen.step}" + (f"/{seen.total_steps}" if seen.total_steps else ""))
@@ -133,7 +133,7 @@ class Screen:
 
     def _end_summary(self, status: Status) -> str:
         seen = status.progress
-        parts = [] if seen.step is None else [f"step {seen.step}"]
+        parts = _round(status) + ([] if seen.step is None else [f"step {seen.step}"])
         parts += [f"loss {seen.loss}"] if seen.loss else []
         parts += [f"restarts {status.restarts.total}", f"goodput {status.goodput.ratio or '-'}"]
         return ", ".join(parts)
@@ -158,6 +158,14 @@ class Screen:
                 view.loss_text(seen.loss) or "-",
             )
         return Group(head, table, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in list(self._events)))
+
+
+def _round(status: Status) -> list[str]:
+    """Of a job that is trained in rounds: which one, and what the metric is."""
+    seen = status.evaluation
+    if seen is None:
+        return []
+    return [f"round {seen.round}", *([f"{seen.metric} {seen.value}"] if seen.value else [])]
 
 
 def _speaker(agents: Sequence[Agent]) -> Agent | None:

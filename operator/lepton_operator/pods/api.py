@@ -186,10 +186,9 @@ _REFUSALS = (
     ("exceeded quota", "QuotaExceeded"),
     ("failed quota", "QuotaExceeded"),  # a quota wants resources that the pod does not state
     ("violates PodSecurity", "PodSecurityViolated"),
-    ("serviceaccount", "ServiceAccountMissing"),
+    ("looking up service account", "ServiceAccountMissing"),
     ("no PriorityClass", "PriorityClassMissing"),
     (" usage per ", "LimitRangeViolated"),
     ("limit to request ratio", "LimitRangeViolated"),
-    ("cannot ", "Forbidden"),
     ("denied the request", "AdmissionDenied"),
 )

@@ -11,22 +11,28 @@ from typing import Any
 
 from lepton_operator import constants as c
 from lepton_operator.job import Job
+from lepton_operator.pods import deployments
 from lepton_operator.pods.api import AlreadyExists, Api
 from lepton_operator.pods.cache import JOBS, PODS, Cache
 from lepton_operator.pods.events import Recorder
-from lepton_operator.pods.manifests import PodDefaults, build_pod, build_service, owned_env
+from lepton_operator.pods.manifests import PodDefaults, build_pod, build_service, checkpoint_root, owned_env
+from lepton_operator.pods.overlay import TemplateError
 from lepton_operator.pods.projection import Pod, digest, owner_of, read_pod
-from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Unavailable
+from lepton_operator.substrate import Conflict, Event, Gone, Rejected, Served, Unavailable
 from lepton_operator.worker import Phase, Worker
 
 log = logging.getLogger(__name__)
 
 SERVICE_CHECK_SECONDS = 600.0
 TELL_BATCH = 16
+STRICTLY = {"fieldValidation": "Strict"}
+"""The API server names a mistyped field of a pod template instead of dropping it."""
 
 
 class ClusterSubstrate:
     """`Substrate` on Kubernetes. `defaults` may be replaced at any time (a new CA); it holds for pods made from then on."""
+
+    serves = True
 
     def __init__(self, api: Api, cache: Cache, defaults: PodDefaults, instance: str) -> None:
         self.defaults = defaults
@@ -45,7 +51,11 @@ class ClusterSubstrate:
     async def create_worker(self, job: Job, name: str, index: int) -> Worker:
         path = f"/api/v1/namespaces/{job.namespace}/pods"
         try:
-            body = await self._api.request("create", "pods", path, body=build_pod(job, self.defaults, name, index))
+            pod = build_pod(job, self.defaults, name, index)
+        except TemplateError as error:
+            raise Rejected("Invalid", str(error)) from None
+        try:
+            body = await self._api.request("create", "pods", path, STRICTLY, body=pod)
         except AlreadyExists:
             body = await self._own_pod(job, f"{path}/{name}", name)
         except Gone as error:
@@ -68,7 +78,7 @@ class ClusterSubstrate:
         except Gone:
             raise Unavailable(f"pod {name} is just going away", retry_after=0.5) from None
         if owner_of(body)[1] != job.uid:
-            raise Rejected("NameConflict", f"a pod named {name} exists and does not belong to this job: delete or rename it")
+            raise Rejected("NameConflict", f"a pod named {name} exists and does not belong to this job; another name is tried")
         return body
 
     async def delete_worker(self, job: Job, worker: Worker, grace_seconds: float | None) -> None:
@@ -130,6 +140,18 @@ class ClusterSubstrate:
         except Conflict as error:
             raise Unavailable(str(error), retry_after=0.2) from None
         self._services = {uid: seen for uid, seen in self._services.items() if now - seen < SERVICE_CHECK_SECONDS} | {job.uid: now}
+
+    async def served(self, job: Job, directory: str) -> Served:
+        return await deployments.read(self._api, job, self.defaults, directory)
+
+    async def serve(self, job: Job, directory: str) -> None:
+        await deployments.ensure(self._api, job, self.defaults, directory)
+
+    async def stop_serving(self, job: Job) -> None:
+        await deployments.remove(self._api, job)
+
+    def checkpoints(self, job: Job) -> str:
+        return checkpoint_root(job)
 
     async def emit(self, job: Job, event: Event) -> None:
         await self._events.emit(job, event)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lepton_operator import constants as c
-from lepton_operator.job import ACCELERATORS, MIG_PREFIX, Job, accelerators, format_micro_time
-from lepton_operator.pods.overlay import merge_env, merge_objects, overlay_pod
+from lepton_operator.job import Job, accelerators, accelerators_asked, format_micro_time
+from lepton_operator.pods.overlay import check_template, merge_env, overlay_pod
 from lepton_operator.substrate import Event
 from lepton_trainer.protocol import names
 
@@ -40,7 +40,7 @@ def owned_env(job: Job) -> tuple[str, ...]:
 
     The CRD refuses them in spec.trainer.env; it does not look into the pod template.
     """
-    wanted = [str(entry.get("name", "")) for entry in (*_template_trainer(job).get("env", ()), *job.trainer.env)]
+    wanted = [str(entry.get("name", "")) for entry in (*(_template_trainer(job).get("env") or ()), *job.trainer.env)]
     return tuple(dict.fromkeys(name for name in wanted if _is_owned(name)))
 
 
@@ -49,7 +49,8 @@ def _is_owned(name: str) -> bool:
 
 
 def build_pod(job: Job, defaults: PodDefaults, name: str, index: int) -> Json:
-    """The Pod of worker `index`, named `name` (chosen once by the caller and kept over retries)."""
+    """The Pod of worker `index`, named `name` (chosen once by the caller and kept over retries). Raises `TemplateError`."""
+    check_template(job.workers.template)
     pod = overlay_pod(_base_pod(job, defaults, index), job.workers.template)
     digest = template_digest(job, defaults)
     metadata = pod["metadata"]
@@ -96,7 +97,7 @@ def _base_pod(job: Job, defaults: PodDefaults, index: int) -> Json:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": c.DEFAULT_GRACE_SECONDS,
-        "securityContext": _pod_security(),
+        "securityContext": pod_security(),
         "tolerations": _tolerations(),
         "containers": [_trainer(job, defaults, index, foreign)],
         "volumes": _volumes(job, foreign),
@@ -133,10 +134,10 @@ def _trainer(job: Job, defaults: PodDefaults, index: int, foreign: bool) -> Json
         "image": job.trainer.image or defaults.image,
         "command": _agent_command(job, foreign),
         "env": merge_env(_own_env(job, index), _default_env(), [entry for entry in user if not _is_owned(str(entry.get("name")))]),
-        "resources": merge_objects(from_template.get("resources") or {}, job.workers.resources),
+        "resources": job.workers.resources,
         "ports": [{"name": c.METRICS_PORT_NAME, "containerPort": names.AGENT_METRICS_PORT}],
         "volumeMounts": _mounts(job, foreign, working_dir),
-        "securityContext": _container_security(),
+        "securityContext": container_security(),
         "terminationMessagePath": c.TERMINATION_LOG,
     }
     if job.trainer.env_from:
@@ -167,7 +168,7 @@ def _agent_copy(defaults: PodDefaults) -> Json:
         "command": ["python3", "-P", "-m", "lepton_trainer.agent", "install", c.COPY_DIR],
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "500m", "memory": "128Mi"}},
         "volumeMounts": [{"name": c.VOLUME_AGENT, "mountPath": c.COPY_DIR}],
-        "securityContext": _container_security(),
+        "securityContext": container_security(),
     }
     if defaults.pull_policy:
         container["imagePullPolicy"] = defaults.pull_policy
@@ -197,7 +198,7 @@ def _own_env(job: Job, index: int) -> list[Json]:
         "LEPTON_RESOURCE_ACCELERATOR_TYPE": _accelerator_type(job.workers.resources, template_spec),
     }
     if job.checkpoint:
-        values[names.CHECKPOINT_DIR] = posixpath.join(c.CHECKPOINTS_DIR, job.checkpoint.path, "round-0")
+        values[names.CHECKPOINT_DIR] = posixpath.join(checkpoint_root(job), job.first_round)
     if job.trainer.builtin:
         values[names.BUILTIN] = job.trainer.builtin
     if job.from_logs:
@@ -212,14 +213,29 @@ def _own_env(job: Job, index: int) -> list[Json]:
     return plain + [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
 
 
+def checkpoint_root(job: Job) -> str:
+    """Where the job's checkpoints lie in its pods, each round's in a directory of its own; empty where it keeps none."""
+    return posixpath.join(c.CHECKPOINTS_DIR, job.checkpoint.path) if job.checkpoint else ""
+
+
 def _accelerator_type(resources: Json, template_spec: Json) -> str:
     """The product that the template's node selector names, else the resource that is asked for; empty on CPUs."""
-    asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
-    kinds = [name for name in asked if name in ACCELERATORS or name.startswith(MIG_PREFIX)]
+    kinds = list(accelerators_asked(resources))
     if not kinds:
         return ""
     selector = template_spec.get("nodeSelector") or {}
     return str(selector.get("nvidia.com/gpu.product") or selector.get("amd.com/gpu.product-name") or kinds[0])
+
+
+def user_env(job: Job) -> list[Json]:
+    """The variables that the user gives every process, without those that are ours."""
+    user = merge_env(_template_trainer(job).get("env") or (), job.trainer.env)
+    return [entry for entry in user if not _is_owned(str(entry.get("name")))]
+
+
+def process_env(user: list[Json]) -> list[Json]:
+    """The defaults that a process of ours needs in any image, under the user's own."""
+    return merge_env(_default_env(), user)
 
 
 def _default_env() -> list[Json]:
@@ -275,7 +291,7 @@ def _volumes(job: Job, foreign: bool) -> list[Json]:
     return volumes
 
 
-def _pod_security() -> Json:
+def pod_security() -> Json:
     return {
         "runAsNonRoot": True,
         "runAsUser": c.DEFAULT_UID,
@@ -286,7 +302,7 @@ def _pod_security() -> Json:
     }
 
 
-def _container_security() -> Json:
+def container_security() -> Json:
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 

@@ -30,6 +30,32 @@ OWNED_TRAINER = frozenset(
         "restartPolicy",
     }
 )
+LISTS, TRAINER_LISTS = ("containers", "initContainers", "volumes", "tolerations"), ("env", "envFrom", "volumeMounts", "ports")
+OBJECTS, TRAINER_OBJECTS = ("securityContext", "nodeSelector"), ("securityContext", "resources")
+
+
+class TemplateError(ValueError):
+    """`args[0]` says which part of the template is no part of a pod, and what to write instead."""
+
+
+def check_template(template: Mapping[str, Any]) -> None:
+    """Raises `TemplateError` where what is merged here has not the shape that it has in a pod; all else the API server checks."""
+    where, spec = "spec.workers.template.spec", template.get("spec") or {}
+    _check_shape(where, spec, LISTS, OBJECTS)
+    for number, entry in enumerate(spec.get("containers") or ()):
+        if entry.get("name") == c.CONTAINER_TRAINER:
+            _check_shape(f"{where}.containers[{number}]", entry, TRAINER_LISTS, TRAINER_OBJECTS)
+
+
+def _check_shape(where: str, given: Mapping[str, Any], lists: Iterable[str], objects: Iterable[str]) -> None:
+    for field in lists:
+        value = given.get(field)
+        if value is not None and not (isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value)):
+            raise TemplateError(f"{where}.{field} must be a list of objects, as in a pod: write '- ' before each of them")
+    for field in objects:
+        value = given.get(field)
+        if value is not None and not isinstance(value, Mapping):
+            raise TemplateError(f"{where}.{field} must be an object, as in a pod: write its fields as NAME: VALUE")
 
 
 def merge_env(*layers: Iterable[Mapping[str, Any]]) -> list[Json]:

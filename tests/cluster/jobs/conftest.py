@@ -20,6 +20,7 @@ from trainings import SCRIPTS, WINDOW, Trainings, window
 
 BROKEN = "x = 1\n\nif True print(x)\n"
 """A script with a syntax error in line 3."""
+ROUNDS = CHECKOUT / "tests" / "local" / "scripts" / "rounds.py"
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
@@ -52,7 +53,7 @@ def places(kubeconfig: Path, images: dict[str, str]) -> Iterator[Places]:
         ready = ("get", "-n", name, "serviceaccount/default", "configmap/kube-root-ca.crt")
         eventually(lambda ready=ready: kubectl.run(*ready).returncode == 0)
         scripts = Path(__file__).parent / "scripts"
-        files = [f"--from-file={path}" for path in (*sorted(scripts.glob("*.py")), CHECKOUT / "examples" / "digits.py")]
+        files = [f"--from-file={path}" for path in (*sorted(scripts.glob("*.py")), CHECKOUT / "examples" / "digits.py", ROUNDS)]
         kubectl("create", "configmap", SCRIPTS, *files, f"--from-literal=broken.py={BROKEN}", "-n", name)
     inside = Kubectl(kubeconfig, made.jobs)
     inside.apply(*window(images["operator"]))

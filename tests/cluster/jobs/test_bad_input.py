@@ -48,6 +48,8 @@ def wrong(operator: Installation, places) -> Iterator[dict[str, Training]]:  # t
         "secret": jobs.plain("secret", OK, trainer={"envFrom": [{"secretRef": {"name": "not-there-secret"}}]}),
         "configmap": jobs.plain("configmap", OK, trainer={"code": {"configMap": "not-there-code"}}),
         "volume": jobs.plain("volume", OK, checkpoint={"claimName": "not-there-claim"}),
+        "template": jobs.plain("template", OK, workers={"replicas": 1, "template": {"spec": {"nodeSelectors": {}}}}),
+        "shape": jobs.plain("shape", OK, workers={"replicas": 1, "template": {"spec": {"volumes": {"name": "data"}}}}),
         "read-only": jobs.plain(
             "read-only",
             WRITE.format("laid"),
@@ -147,6 +149,17 @@ def test_a_missing_claim_is_named_and_waited_for(wrong: dict[str, Training]) -> 
     metadata = {"name": "not-there-claim"}
     job.kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim})
     assert job.wait("Finished")["state"] == "Complete"
+
+
+def test_a_mistyped_field_of_the_pod_template_is_named_and_the_job_starts_when_it_is_mended(wrong: dict[str, Training]) -> None:
+    job = wrong["template"]
+    waiting_for(job, "Invalid", 'unknown field "spec.nodeSelectors"')
+    job.kubectl("patch", "ltj", job.name, "--type=json", "-p", '[{"op": "remove", "path": "/spec/workers/template"}]')
+    assert job.wait("Finished")["state"] == "Complete"
+
+
+def test_so_is_a_part_of_it_that_is_no_list(wrong: dict[str, Training]) -> None:
+    waiting_for(wrong["shape"], "Invalid", "spec.workers.template.spec.volumes must be a list of objects")
 
 
 def test_a_checkpoint_volume_that_is_read_only(wrong: dict[str, Training]) -> None:

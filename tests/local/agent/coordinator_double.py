@@ -143,7 +143,7 @@ class Coordinator:
     def send(self, worker: int, message: Any) -> None:
         self.peers[worker].writer.write(encode(message))
 
-    def members(self, generation: int, workers: list[int], restarts: int = 0) -> dict[int, dict[str, Any]]:
+    def members(self, generation: int, workers: list[int], restarts: int = 0, **more: Any) -> dict[int, dict[str, Any]]:
         """The fields of the orders that make `workers` a generation."""
         offset, orders = 0, {}
         world = sum(self.peers[w].join.procs for w in workers)
@@ -158,13 +158,16 @@ class Coordinator:
                 "digest": f"digest-{generation}",
                 "restarts": restarts,
                 "max_restarts": 10,
+                **more,
             }
             offset += self.peers[worker].join.procs
         return orders
 
-    async def form(self, generation: int, workers: list[int], restarts: int = 0, seconds: float = 20.0) -> dict[int, dict[str, Any]]:
+    async def form(
+        self, generation: int, workers: list[int], restarts: int = 0, seconds: float = 20.0, **more: Any
+    ) -> dict[int, dict[str, Any]]:
         """Prepare, the store's port, start; returns once every agent is running (or beyond)."""
-        orders = self.members(generation, workers, restarts)
+        orders = self.members(generation, workers, restarts, **more)
         for worker, fields in orders.items():
             self.order(worker, **fields)
         await self.until(lambda: all(self.peers[w].state.generation == generation for w in workers), seconds)

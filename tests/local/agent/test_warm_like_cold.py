@@ -172,6 +172,32 @@ print("seeds", random.random(), numpy.random.rand(), torch.rand(1).item(), uuid.
 """
 
 
+GIVEN = """
+import os, sys
+from lepton_trainer.report import report
+print("given", sys.argv[1:], os.environ.get("LEPTON_ROUND"), os.environ.get("LR"), os.environ.get("LONG"))
+report(step=7, metrics={"accuracy": 0.5})
+"""
+
+
+@pytest.mark.parametrize("warm", ["0", "1"])
+async def test_a_round_gives_its_ranks_variables_and_arguments_and_leaves_nothing_of_them_to_the_next(tmp_path: Path, warm: str) -> None:
+    (tmp_path / "train.py").write_text(GIVEN)
+    command, env = [sys.executable, "train.py", "--fast"], {"LEPTON_WARM_START": warm, "LR": "1", **stand_in(tmp_path)}
+    async with coordinator() as it, agents(tmp_path, it, command, **env) as (agent,):
+        await it.form(1, [0], seconds=60, round=1, env={"LEPTON_ROUND": "1", "LR": "2"})
+        await it.until_phase(m.SUCCEEDED, 0, generation=1)
+        assert it.peers[0].state.round == 1 and it.peers[0].progress.metrics == {"accuracy": "0.5"}
+        await it.form(2, [0], round=2, env={"LEPTON_ROUND": "2", "LONG": "1"}, args=("--lr", "0.1"))
+        await it.until_phase(m.SUCCEEDED, 0, generation=2)
+        await it.form(3, [0], round=2, env={"LEPTON_ROUND": "2"})
+        await it.until_phase(m.SUCCEEDED, 0, generation=3)
+        await it.until(lambda: agent.output().count("given") == 3)
+        said = [line.partition("given ")[2] for line in agent.output().splitlines() if "given" in line]
+        assert said == ["['--fast'] 1 2 None", "['--fast', '--lr', '0.1'] 2 1 1", "['--fast'] 2 1 None"]
+        assert bool(it.peers[0].state.cold_start) == (warm == "0"), it.peers[0].state.cold_start
+
+
 async def test_ranks_of_one_parent_differ_in_their_random_numbers(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(RESEEDED)
     async with coordinator() as it, agents(tmp_path, it, [sys.executable, "train.py"], procs=2, LEPTON_WARM_START="1") as (agent,):

@@ -45,6 +45,25 @@ def test_counters_go_on_over_generations_and_levels_stay_until_the_next_report()
     assert (after.first_step, after.first_step_time, after.metrics) == (2, clock.now, {"accuracy": "0.9"})
 
 
+def test_a_new_round_begins_without_the_levels_of_the_last_one_and_its_counters_go_on() -> None:
+    clock = Ticking()
+    meter = Meter(clock)
+    first, reader = slot(clock)
+    meter.begin(1, [reader], None)
+    clock.now += 1
+    first.report(step=100, total_steps=100, loss=0.5, samples=10, metrics={"accuracy": 0.9}, checkpoint="/c")
+    meter.end()
+    meter.new_round()
+    second, reader = slot(clock)
+    meter.begin(2, [reader], None)
+    between = meter.progress()
+    assert (between.step, between.total_steps, between.loss, between.metrics, between.checkpoint_step) == (None, None, None, {}, None)
+    assert (between.generation, between.steps_total, between.samples_total, between.reported) == (2, 1, 10, True)
+    clock.now += 1
+    second.report(step=1, samples=10)
+    assert (meter.progress().step, meter.progress().steps_total, meter.progress().samples_total) == (1, 2, 20)
+
+
 def test_metrics_of_ever_new_names_in_each_generation_do_not_make_messages_grow() -> None:
     clock = Ticking()
     meter = Meter(clock)

@@ -31,6 +31,11 @@ def test_members_prepare_until_the_port_of_rank_zero_is_known() -> None:
     assert [delivery.order(key).master_port for key in (A, B)] == [4711, 4711]
 
 
+def test_what_a_round_gives_its_ranks_is_in_every_members_order() -> None:
+    delivery = JobDelivery(group(2, number=3, round=2, env={"LEPTON_ROUND": "2"}, args=("--lr", "0.1")))
+    assert [(o.round, o.env, o.args) for o in map(delivery.order, (A, B))] == [(2, {"LEPTON_ROUND": "2"}, ("--lr", "0.1"))] * 2
+
+
 @pytest.mark.parametrize(
     ("key", "state"),
     [

@@ -3,10 +3,12 @@
 import os
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from lepton_operator import clock
+from lepton_operator.coordinator import link
 from lepton_operator.coordinator.link import CoordinatorLink
 from lepton_trainer.protocol import messages as m
 from simulated_agent import STORE_PORT, SimulatedAgent
@@ -148,6 +150,26 @@ async def test_a_coordinator_that_is_killed_comes_back_on_the_same_port_and_goes
     await operator.until(lambda: operator.agent("pod-0").connected)
     assert again.order is not None and again.order.generation == 1
     assert operator.link.settled > before
+
+
+async def test_a_coordinator_that_cannot_be_started_again_at_once_is_tried_until_it_can(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, faults = link._run, [OSError("no process is left"), RuntimeError("can't start new thread")]
+
+    def run(*arguments: Any) -> Any:
+        if faults:
+            raise faults.pop(0)
+        return real(*arguments)
+
+    monkeypatch.setattr(link, "_run", run)
+    monkeypatch.setattr(link, "RESTART_SECONDS", (0.01,))
+    operator.link.set_group(group(1))
+    await operator.join()
+    os.kill(operator.link.pid, signal.SIGKILL)
+    await operator.until(lambda: not operator.agent("pod-0").connected)
+    await operator.join()
+    assert not faults
 
 
 async def test_workers_that_are_none_any_more_are_let_go(operator: Operator) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,17 @@ async def test_an_agent_that_has_joined_may_be_silent_and_hears_beats(coordinato
     agent = await SimulatedAgent().connect(coordinator.port)
     await agent.until(lambda a: sum(isinstance(message, m.Beat) for message in a.heard) >= 4)
     assert not agent.closed
+
+
+async def test_an_agent_whose_token_was_still_under_review_does_not_join_one_that_leads_no_more(coordinator: InProcess) -> None:
+    """It would hear beats, and so never look for the new leader."""
+    coordinator.tell(messages.Configure(review=True), messages.SetGroup(replace(group(1), token="")))
+    agent = await SimulatedAgent().connect(coordinator.port)
+    await coordinator.until(lambda: any(isinstance(message, messages.Review) for message in coordinator.told))
+    (asked,) = [message for message in coordinator.told if isinstance(message, messages.Review)]
+    coordinator.tell(messages.Lead(0.0), messages.Reviewed(asked.id, "default", "pod-0"))
+    await agent.until(lambda a: a.closed or a.order)
+    assert agent.refusal is not None and agent.refusal.code == m.NOT_LEADER
 
 
 async def test_silent_peers_hold_up_joins_only_until_their_patience_ends_and_that_is_told(coordinator: InProcess) -> None:

@@ -11,6 +11,7 @@ from lepton_operator.pods.api import Api, Expired
 from lepton_operator.pods.cache import JOBS, PODS, Cache
 from lepton_operator.pods.client import ClusterSubstrate
 from lepton_operator.pods.manifests import PodDefaults
+from lepton_operator.pods.overlay import LISTS, OBJECTS, TRAINER_LISTS, TRAINER_OBJECTS
 from lepton_operator.substrate import Conflict, Gone, Rejected, Unavailable
 
 
@@ -35,6 +36,16 @@ async def test_a_created_worker_is_in_the_cache_before_the_call_returns(fake, su
     worker = await substrate.create_worker(job(), "digits-0-aaaaa", 0)
     assert (worker.uid, worker.index, worker.phase) == ("pod-0", 0, "Pending")
     assert cache.workers("job-1") == [worker] and worker.template
+
+
+async def test_a_mistyped_field_of_a_template_is_not_dropped_without_a_word(fake, substrate):
+    unknown = 'Pod in version "v1" cannot be handled as a Pod: strict decoding error: unknown field "spec.nodeSelectors"'
+    fake.answers = [status(400, "BadRequest", unknown)]
+    with pytest.raises(Rejected) as refused:
+        await substrate.create_worker(job(workers={"template": {"spec": {"nodeSelectors": {}}}}), "digits-0-aaaaa", 0)
+    assert (refused.value.reason, refused.value.message) == ("Invalid", unknown)
+    ((method, path, _),) = fake.requests
+    assert method == "POST" and path.endswith("/pods?fieldValidation=Strict")
 
 
 async def test_a_variable_of_ours_in_the_template_is_reported(fake, substrate):
@@ -64,7 +75,46 @@ async def test_a_foreign_pod_of_our_name_is_never_adopted(fake, substrate, cache
     assert [method for method, _, _ in fake.requests] == ["POST", "GET"]
 
 
+def wrong_shapes(lists, objects):
+    """What YAML easily becomes in the place of a list or an object; the CRD does not look into a pod template."""
+    instead = [(field, value) for field in lists for value in ("text", 3, True, ["a"], [["a"]], {"name": "a"})]
+    return instead + [(field, value) for field in objects for value in ("text", 3, True, ["a"], [{}])]
+
+
+async def refused_template(fake, substrate, spec):
+    odd = job(workers={"template": {"spec": spec}, "resources": {"limits": {"nvidia.com/gpu": 1}}})
+    with pytest.raises(Rejected) as refused:
+        await substrate.create_worker(odd, "digits-0-aaaaa", 0)
+    assert refused.value.reason == "Invalid" and fake.requests == []
+    return refused.value.message
+
+
+@pytest.mark.parametrize(("field", "value"), wrong_shapes(LISTS, OBJECTS), ids=str)
+async def test_a_template_of_the_wrong_shape_is_refused_with_its_path(fake, substrate, field, value):
+    message = await refused_template(fake, substrate, {field: value})
+    assert message.startswith(f"spec.workers.template.spec.{field} must be ")
+
+
+@pytest.mark.parametrize(("field", "value"), wrong_shapes(TRAINER_LISTS, TRAINER_OBJECTS), ids=str)
+async def test_so_is_one_whose_trainer_container_has_the_wrong_shape(fake, substrate, field, value):
+    containers = [{"name": "side", "image": "x"}, {"name": "trainer", field: value}]
+    message = await refused_template(fake, substrate, {"containers": containers})
+    assert message.startswith(f"spec.workers.template.spec.containers[1].{field} must be ")
+
+
+async def test_a_template_of_nulls_takes_nothing_away_that_is_ours(fake, substrate):
+    fake.answers = [created]
+    trainer = {"name": "trainer"} | dict.fromkeys([*TRAINER_LISTS, *TRAINER_OBJECTS])
+    spec = dict.fromkeys([*LISTS, *OBJECTS]) | {"containers": [trainer]}
+    worker = await substrate.create_worker(job(workers={"template": {"spec": spec}}), "digits-0-aaaaa", 0)
+    assert worker.uid == "pod-0"
+
+
 QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1'
+
+NO_RIGHT = (
+    'pods is forbidden: User "system:serviceaccount:lepton:operator" cannot create resource "pods" in API group "" in the namespace "team"'
+)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +129,12 @@ QUOTA = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: 
         (status(403, "Forbidden", 'pods "x" is forbidden: violates PodSecurity "restricted:latest": ...'), "PodSecurityViolated"),
         (status(403, "Forbidden", 'error looking up service account team/x: serviceaccount "x" not found'), "ServiceAccountMissing"),
         (status(403, "Forbidden", 'pods "x" is forbidden: no PriorityClass with name high was found'), "PriorityClassMissing"),
-        (status(403, "Forbidden", 'User "u" cannot create resource "pods" in API group "" in the namespace "team"'), "Forbidden"),
+        (status(403, "Forbidden", NO_RIGHT), "Forbidden"),
+        (status(403, "Forbidden", 'admission webhook "w" denied the request: this team cannot use GPUs'), "AdmissionDenied"),
         (status(403, "Forbidden", "unable to create", causes=[{"reason": "NamespaceTerminating"}]), "NamespaceTerminating"),
         (status(422, "Invalid", 'Pod "x" is invalid: spec.containers[0].image: Required value'), "Invalid"),
+        (status(422, "Invalid", 'Pod "x" is invalid: spec.hostUsers: Forbidden: cannot be set with hostNetwork'), "Invalid"),
+        (status(400, "BadRequest", 'Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal string'), "Invalid"),
         (status(400, "BadRequest", 'admission webhook "policy" denied the request: no'), "AdmissionDenied"),
         (status(404, "NotFound", 'namespaces "team" not found'), "NamespaceMissing"),
     ],

@@ -84,10 +84,17 @@ def lease(age):
 
 
 @pytest.mark.parametrize(
-    ("answer", "gone"), [(lease(5), False), (lease(200), False), (lease(400), True), (status(403, "Forbidden", "no"), False)]
+    ("answer", "gone"),
+    [
+        (lambda: lease(5), False),
+        (lambda: lease(200), False),
+        (lambda: lease(400), True),
+        (lambda: status(403, "Forbidden", "no"), False),
+    ],
+    ids=["renewed", "expired", "long expired", "unreadable"],
 )
 async def test_a_claimant_is_gone_when_its_lease_has_long_expired(fake, api, answer, gone):
-    fake.answers = [answer]
+    fake.answers = [answer()]
     changes = []
     claimants = Claimants(api, "lepton/own", lambda: changes.append(1))
     assert not claimants.gone("other/release") and not claimants.gone("lepton/own") and not claimants.gone("")

@@ -244,6 +244,27 @@ def test_gpus_are_told_to_the_script():
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "resources", "procs"),
+    [
+        ({"limits": {"nvidia.com/gpu": 4}}, {}, 4),
+        ({"limits": {"nvidia.com/gpu": "4"}}, {"limits": {"cpu": 8}}, 4),
+        ({"limits": {"nvidia.com/gpu": 4}}, {"limits": {"nvidia.com/gpu": 2}}, 2),
+        ({"requests": {"nvidia.com/mig-1g.10gb": 3}}, {"limits": {"cpu": 8}}, 3),
+        ({"limits": {"nvidia.com/gpu": "half"}}, {}, 1),
+        ({"limits": "many"}, {"limits": {"nvidia.com/gpu": 2}}, 2),
+    ],
+)
+def test_gpus_that_the_template_gives_the_trainer_are_counted_too(template, resources, procs):
+    containers = [
+        {"name": "side", "image": "x", "resources": {"limits": {"nvidia.com/gpu": 8}}},
+        {"name": "trainer", "resources": template},
+    ]
+    values = env(build(workers={"template": {"spec": {"containers": containers}}, "resources": resources}))
+    assert values[names.PROCS] == str(procs)
+    assert values["LEPTON_RESOURCE_ACCELERATOR_TYPE"] == ("nvidia.com/mig-1g.10gb" if "requests" in template else "nvidia.com/gpu")
+
+
 def test_names_between_pods_exist_only_where_they_are_asked_for():
     asking = job(intraJobCommunication=True)
     service = build_service(asking)

@@ -12,6 +12,7 @@ from lepton_operator.decision.goodput import PRODUCTIVE, RECOVERING, Account, Co
 from lepton_operator.metrics import Deletions, Metrics
 from lepton_operator.probes import ProbeServer
 from lepton_operator.reconciler import JobSummary
+from lepton_operator.status import EvaluationView, Exact
 from lepton_trainer.agent import settings, telemetry
 from lepton_trainer.protocol import names
 from lepton_trainer.protocol.messages import Progress
@@ -28,6 +29,7 @@ SUMMARY = JobSummary(
     counters=Counters(steps=10, samples=80.0, tokens=5.0),
     loss=0.5,
     account=Account(seconds={PRODUCTIVE: 7.0, RECOVERING: 2.0}, recoveries=1, recovery_seconds=1.5, recomputed_steps=4),
+    evaluation=EvaluationView("accuracy", Exact(0.97), round=2, value="0.9"),
 )
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| ([^|]*)\| (.*?) \|$", re.MULTILINE)
 

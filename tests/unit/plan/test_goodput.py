@@ -15,17 +15,30 @@ def stepping(sim: Simulation, first: int, count: int, seconds: float = 1.0) -> N
         sim.tick(seconds)
 
 
+def trained(steps: int, minimum: int | None = None) -> Simulation:
+    """Two workers that have made so many steps, one a second."""
+    sim = Simulation(2, minimum)
+    sim.settle(rounds=4)
+    stepping(sim, 1, steps)
+    return sim
+
+
+def fail_one(sim: Simulation, rounds: int = 2) -> str:
+    """The ranks of one agent fail, and the next generation is made; the agent's UID."""
+    victim = next(iter(sim.agents))
+    sim.end_ranks(victim)
+    sim.settle(rounds=rounds)
+    return victim
+
+
 def total(sim: Simulation) -> float:
     goodput = sim.operators[0].memory.account.view()
     return goodput.productive_seconds + sum(goodput.lost_seconds.values())
 
 
 def test_the_seconds_of_a_job_sum_to_the_wall_clocks() -> None:
-    sim = Simulation(2)
-    sim.settle(rounds=4)
-    stepping(sim, 1, 20)
-    sim.end_ranks(next(iter(sim.agents)))
-    sim.settle(rounds=3)
+    sim = trained(20)
+    fail_one(sim, rounds=3)
     stepping(sim, 15, 30)
     lost = sim.operators[0].memory.account.view().lost_seconds
     assert lost["recovering"] > 0 and 5.0 <= lost["recomputing"] <= 7.0, "steps 15 to 20, a second each"
@@ -38,9 +51,7 @@ def test_the_seconds_of_a_job_sum_to_the_wall_clocks() -> None:
 
 
 def test_training_that_no_leader_watched_was_productive_if_it_went_on() -> None:
-    sim = Simulation(2)
-    sim.settle(rounds=4)
-    stepping(sim, 1, 3)
+    sim = trained(3)
     sim.tick(100.0)
     sim.step(200)
     sim.restart_operator()
@@ -49,8 +60,7 @@ def test_training_that_no_leader_watched_was_productive_if_it_went_on() -> None:
 
 
 def test_time_that_no_leader_watched_and_nobody_trained_is_called_unobserved() -> None:
-    sim = Simulation(2)
-    sim.settle(rounds=4)
+    sim = trained(0)
     sim.tick(100.0)
     for uid in list(sim.workers):
         sim.delete_pod(uid)
@@ -60,9 +70,7 @@ def test_time_that_no_leader_watched_and_nobody_trained_is_called_unobserved() -
 
 
 def test_recovery_is_measured_from_the_first_evidence_to_the_first_step() -> None:
-    sim = Simulation(2, 1)
-    sim.settle(rounds=4)
-    stepping(sim, 1, 10)
+    sim = trained(10, minimum=1)
     sim.disconnect(list(sim.agents)[1])
     sim.tick(0.3)
     sim.decide()  # judged lost 0.3 s after its connection broke
@@ -80,13 +88,9 @@ def test_recovery_is_measured_from_the_first_evidence_to_the_first_step() -> Non
 
 
 def test_two_failures_before_a_step_are_one_interruption_that_began_with_the_first() -> None:
-    sim = Simulation(2)
-    sim.settle(rounds=4)
-    stepping(sim, 1, 10)
-    sim.end_ranks(next(iter(sim.agents)))
-    sim.settle(rounds=2, tick=1.0)
-    sim.end_ranks(next(iter(sim.agents)))
-    sim.settle(rounds=2, tick=1.0)
+    sim = trained(10)
+    fail_one(sim)
+    fail_one(sim)
     sim.step(10)
     sim.decide()
     assert sim.status.goodput.recoveries == 1
@@ -96,12 +100,8 @@ def test_two_failures_before_a_step_are_one_interruption_that_began_with_the_fir
 @pytest.mark.parametrize("late", [False, True])
 def test_steps_of_a_generation_that_soon_died_are_counted_and_only_those(late: bool) -> None:
     """The second generation makes steps 8 and 9 of 10 again; that it did is heard with its end, or only when the third is made."""
-    sim = Simulation(2)
-    sim.settle(rounds=4)
-    stepping(sim, 1, 10)
-    victim = next(iter(sim.agents))
-    sim.end_ranks(victim)
-    sim.settle(rounds=2)
+    sim = trained(10)
+    victim = fail_one(sim)
     before = {uid: agent.progress for uid, agent in sim.agents.items()}
     sim.step(8)
     sim.step(9)
@@ -121,11 +121,8 @@ def test_steps_of_a_generation_that_soon_died_are_counted_and_only_those(late: b
 
 
 def test_another_leader_counts_no_step_again() -> None:
-    sim = Simulation(2)
-    sim.settle(rounds=4)
-    stepping(sim, 1, 10)
-    sim.end_ranks(next(iter(sim.agents)))
-    sim.settle(rounds=2)
+    sim = trained(10)
+    fail_one(sim)
     stepping(sim, 8, 5)
     sim.restart_operator()
     stepping(sim, 13, 5)

@@ -101,7 +101,7 @@ class Group:
         reading, writing = os.pipe()
         nothing = os.open(os.devnull, os.O_RDONLY)
         try:
-            pid = processes.spawn(self.settings.command, rank.env, nothing, writing, writing)
+            pid = processes.spawn([*self.settings.command, *self.order.args], rank.env, nothing, writing, writing)
         except OSError:
             os.close(reading)
             raise
@@ -117,7 +117,7 @@ class Group:
         reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         imports = str(self.settings.run_dir / "imports") if rank.local_rank == 0 else ""
         try:
-            await warm.fork(rank.env, fifo, imports, lambda pid: self.attach(rank, pid, reading, output, on_line))
+            await warm.fork(rank.env, self.order.args, fifo, imports, lambda pid: self.attach(rank, pid, reading, output, on_line))
         finally:
             if rank.log is None:
                 os.close(reading)
@@ -214,7 +214,7 @@ def no_store(rank: int, why: str) -> ProcessExit:
 def rank_environment(base: Mapping[str, str], settings: Settings, order: Order, local_rank: int, agent_store: bool) -> Dict[str, str]:
     """torchrun's variables and Lepton's; of the defaults a value that the user set wins."""
     rank = order.rank_offset + local_rank
-    env = dict(base)
+    env = {**base, **order.env}
     env.update(
         {
             "RANK": str(rank),

@@ -34,10 +34,15 @@ LOST_CAUSE_SECONDS = 600.0
 """With its ranks failed, or none started, and no coordinator for so long, it ends too."""
 DEADLINE_MARGIN_SECONDS = 2.0
 ALONE_SECONDS = 2.0
-FIRST_STEPS_SECONDS = 0.05
 """An agent that leaves waits so long for a coordinator that went away to agree on a stop; then its ranks get SIGTERM."""
 EXIT_LEFT = 143
 FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def first_steps_pause(elapsed: float) -> float:
+    """Seconds until the next look for a first step, `elapsed` seconds after the start: 0.05 at first, and ever fewer looks at a script
+    that takes long to step or reports nothing."""
+    return max(0.05, elapsed / 60.0)
 
 
 class Supervisor:
@@ -181,7 +186,7 @@ class Supervisor:
 
     async def _tell_first_steps(self, group: Group) -> None:
         """What decisions wait for is told at once: that the ranks step, and that all of them can stop together."""
-        told = None
+        told, began = None, time.monotonic()
         while group is self._group and group.living:
             self._stopping.look()
             progress = self._meter.progress()
@@ -190,7 +195,7 @@ class Supervisor:
                 if told is not None or self._stopping.could_stop:
                     return
                 told = progress.step
-            await asyncio.sleep(FIRST_STEPS_SECONDS)
+            await asyncio.sleep(first_steps_pause(time.monotonic() - began))
 
     def _join(self, token: str) -> m.Join:
         s = self._settings
@@ -229,6 +234,7 @@ class Supervisor:
             stop=self._stopping.reply,
             cold_start=self._starter.cold_start,
             refusal=self._refusal,
+            round=self._told.round,
             timings=dict(self._timings),
         )
 
@@ -287,6 +293,8 @@ class Supervisor:
             self._meter.end()
             self._group.close()
             self._group = None
+        if order.round != self._told.round:
+            self._meter.new_round()
         self._stopping.begin(None)
         self._store_port = 0  # the older one's is never told with a newer state while ours opens
         no_store = ""

@@ -54,6 +54,18 @@ class Meter:
         self._now = Snapshot()
         self._window.clear()
 
+    def new_round(self) -> None:
+        """Training begins anew: of what was reported only the counters still hold."""
+        before = self._before
+        self._before = Progress(
+            samples_total=before.samples_total,
+            tokens_total=before.tokens_total,
+            steps_total=before.steps_total,
+            nonfinite_total=before.nonfinite_total,
+            reported=before.reported,
+            notices=before.notices,
+        )
+
     def _read(self) -> Snapshot:
         """The newest snapshot of the lowest rank that reports, else what the log patterns found."""
         if self._chosen is None:

@@ -120,6 +120,7 @@ class State:
     warming: bool = False  # its warm parent still imports: a group that grew by this agent now would wait for it
     cold_start: str = ""  # why the warm parent was not used; empty: it was, or there was no start yet
     refusal: str = ""  # an order this agent could not follow (lower generation, bind failure, command not found)
+    round: int = 0  # of the order that it follows; an agent from before rounds says 0
     timings: Dict[str, float] = field(default_factory=dict)  # unix seconds: agent_start, warm_ready, order, killed, forked ...
 
 
@@ -214,6 +215,9 @@ class Order:
     digest: str = ""
     restarts: int = 0  # TORCHELASTIC_RESTART_COUNT, LEPTON_JOB_FAILURE_COUNT
     max_restarts: int = 0
+    round: int = 0  # of a job that is trained in rounds; levels reported in an earlier one (step, loss, metrics) are forgotten
+    env: Dict[str, str] = field(default_factory=dict)  # laid over the pod's own, for this generation's ranks
+    args: Tuple[str, ...] = ()  # appended to the command
     stop: Optional[StopOrder] = None
     shutdown: str = ""
     grace_seconds: float = 0.0  # with shutdown: SIGTERM first, SIGKILL after so long; 0: at once

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from lepton_trainer.agent import processes
 from lepton_trainer.agent.processes import Ended
@@ -191,14 +191,14 @@ class WarmParent:
             processes.send([self.store_pid], 9)
             self.store_pid = 0
 
-    async def fork(self, env: Mapping[str, str], fifo: Path, imports: str, on_forked: Callable[[int], None]) -> None:
-        """A rank with the environment `env` that writes its output to `fifo`; `on_forked` hears its pid before anything else of it.
+    async def fork(self, env: Mapping[str, str], args: Sequence[str], fifo: Path, imports: str, on_forked: Callable[[int], None]) -> None:
+        """A rank with the environment `env` and further arguments that writes its output to `fifo`; `on_forked` hears its pid first.
 
         Raises `Cold`.
         """
         changes: Dict[str, Optional[str]] = {name: value for name, value in env.items() if self._base.get(name) != value}
         changes.update({name: None for name in self._base if name not in env})
-        request = {"op": "fork", "env": changes, "log": str(fifo), "imports": imports}
+        request = {"op": "fork", "env": changes, "args": list(args), "log": str(fifo), "imports": imports}
         await self._ask(request, lambda answer: on_forked(int(answer["pid"])))
         if imports:
             asyncio.get_running_loop().call_later(LEARN_SECONDS, self._learn, imports, self.pid)

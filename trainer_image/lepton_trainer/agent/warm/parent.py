@@ -3,7 +3,7 @@
 It talks to its agent over two pipes, a JSON object a line: requests in, answers out (each shorter than PIPE_BUF, because the store's
 process writes to the same pipe). It runs no tensor work, has one thread, no socket and no GPU descriptor: a child of another may hang.
 
-requests  {"op": "fork", "id", "env": {name: value or null}, "log": fifo, "imports": file or ""}
+requests  {"op": "fork", "id", "env": {name: value or null}, "args": [...], "log": fifo, "imports": file or ""}
           {"op": "store", "id"}  {"op": "preload", "file"}
 answers   {"ready": true}  {"forked": id, "pid"}  {"store": id, "pid", "port"}  {"ended": pid, "status"}
           {"cold": id, "why"}: this request;  {"cold": null, "why", "module"}: any request, because of the module if there is one
@@ -201,7 +201,8 @@ def become_rank(request: Dict[str, Any], env: Dict[str, str], target: Dict[str, 
     preload.individualise()
     if request["imports"]:
         preload.record(request["imports"])
-    program.run(target)
+    further = request["args"]
+    program.run({**target, "args": [*target["args"], *further], "command": [*target["command"], *further]})
 
 
 def serve_store(number: int, answers: int, requests: int) -> None:
