@@ -38,8 +38,8 @@ def builtin() -> Json:
 
 
 def text(node: Json, name: str, indent: str) -> str:
-    """`name: node` as YAML: objects in block style, what has no properties on one line; indented by one, because all of it counts."""
-    if "properties" not in node:
+    """`name: node` as YAML: a task in block style, a group of its settings on one line, because each indented line counts."""
+    if not any("properties" in inner for inner in node.get("properties", {}).values()):
         return f"{indent}{name}: {_line(node)}\n"
     parts = [f"{indent}{name}:\n"]
     for key, value in node.items():

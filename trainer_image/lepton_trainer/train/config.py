@@ -21,11 +21,17 @@ from lepton_trainer.train.errors import UserError
 from lepton_trainer.train.settings.delivery import RESERVED, Delivery, Export, applied
 from lepton_trainer.train.settings.image_classification import ImageClassification
 from lepton_trainer.train.settings.language_modeling import LanguageModeling
+from lepton_trainer.train.settings.recommendation import Recommendation
+from lepton_trainer.train.settings.tabular_classification import TabularClassification
+from lepton_trainer.train.settings.text_classification import TextClassification
 
-TaskConfig = ImageClassification | LanguageModeling
+TaskConfig = ImageClassification | LanguageModeling | TabularClassification | Recommendation | TextClassification
 TASKS: dict[str, type[TaskConfig]] = {
     "imageClassification": ImageClassification,
     "languageModeling": LanguageModeling,
+    "tabularClassification": TabularClassification,
+    "recommendation": Recommendation,
+    "textClassification": TextClassification,
 }
 
 

@@ -26,20 +26,23 @@ def structural(task: str) -> dict[str, Any]:
     server's strictness, and the rules between settings (CEL) where a group has some."""
 
     def walk(node: dict[str, Any]) -> dict[str, Any]:
-        bounds = ("maxLength", "minimum", "maximum", "minItems", "maxItems")
+        bounds = ("maxLength", "minimum", "maximum", "minItems", "maxItems", "maxProperties")
         kept: dict[str, Any] = {key: node[key] for key in ("type", "enum", *bounds) if key in node}
+        if isinstance(node.get("additionalProperties"), dict):  # a map
+            kept["additionalProperties"] = walk(node["additionalProperties"])
         for bound in ("Minimum", "Maximum"):
             if f"exclusive{bound}" in node:
                 kept |= {bound.lower(): node[f"exclusive{bound}"], f"exclusive{bound}": True}
-        told = {"description": node["description"]}
-        if RULES in node:
+        told = {"description": node["description"]} if "description" in node else {}
+        if node.get(RULES):
             kept[RULES] = node[RULES]
         if "items" in node:
             kept["items"] = {key: node["items"][key] for key in ("type", "enum") if key in node["items"]}
         if "properties" in node:
             return told | kept | {"properties": {name: walk(item) for name, item in node["properties"].items()}}
-        default = _default(node)
-        return kept | {"description": f"{node['description']} Default {default}." if default != '""' else node["description"]}
+        if "default" not in node or node["default"] in ("", {}):
+            return kept | told
+        return kept | {"description": f"{node['description']} Default {_default(node)}."}
 
     return walk(of(task))
 
@@ -80,6 +83,8 @@ def kind(item: dict[str, Any]) -> str:
         return f"list of {kind(item['items'])}"
     if "enum" in item:
         return " | ".join(map(str, item["enum"]))
+    if "additionalProperties" in item:
+        return f"map of {kind(item['additionalProperties'])}"
     low = f">= {item['minimum']:g}" if "minimum" in item else f"> {item['exclusiveMinimum']:g}" if "exclusiveMinimum" in item else ""
     high = f"<= {item['maximum']:g}" if "maximum" in item else f"< {item['exclusiveMaximum']:g}" if "exclusiveMaximum" in item else ""
     bounds = ", ".join(part for part in (low, high) if part)

@@ -26,6 +26,11 @@ def build(description: Mapping[str, Any]) -> nn.Module:
         from lepton_trainer.train.models.transformer import Shape, Transformer
 
         return Transformer(Shape(**sizes.pop("shape")), **sizes)
+    if description["kind"] in ("ngrams", "recurrent", "textEncoder"):
+        from lepton_trainer.train.models.text import NGrams, Recurrent, TextEncoder
+
+        kinds: dict[str, type[nn.Module]] = {"ngrams": NGrams, "recurrent": Recurrent, "textEncoder": TextEncoder}
+        return kinds[description["kind"]](**sizes)
     raise ValueError(f"a model of kind {description['kind']!r} is unknown here")
 
 

@@ -7,9 +7,18 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lepton_trainer.train.settings.section import Section, between, needs_path
-from lepton_trainer.train.settings.shared import WHOLE, Checkpoint, Optimizer, Output, Parallelism, Schedule, Training, check_layout
-
-_NO_LAYOUT = "parallelism.tensor and parallelism.pipeline must be 1 here: the CNN has no such layout; use ddp or fsdp"
+from lepton_trainer.train.settings.shared import (
+    UNDIVIDED,
+    WHOLE,
+    Checkpoint,
+    DataParallelism,
+    Optimizer,
+    Output,
+    Schedule,
+    Training,
+    check_layout,
+    check_undivided,
+)
 
 
 class ImageData(Section):
@@ -55,14 +64,7 @@ class ResidualNetwork(Section):
 class ImageClassification(Section):
     """Which class an image belongs to, by a residual CNN."""
 
-    model_config = between(
-        WHOLE,
-        (
-            "!has(self.parallelism) || (!has(self.parallelism.tensor) || self.parallelism.tensor == 1)"
-            " && (!has(self.parallelism.pipeline) || self.parallelism.pipeline == 1)",
-            _NO_LAYOUT,
-        ),
-    )
+    model_config = between(WHOLE, UNDIVIDED)
 
     data: ImageData = Field(default_factory=lambda: ImageData(), description="Images and their classes.")
     model: ResidualNetwork = Field(default_factory=lambda: ResidualNetwork(), description="The residual CNN.")
@@ -70,7 +72,7 @@ class ImageClassification(Section):
     training: Training = Field(default_factory=lambda: Training(), description="How long, in which portions, from which seed.")
     optimizer: Optimizer = Field(default_factory=lambda: Optimizer(), description="Which rule updates the weights.")
     schedule: Schedule = Field(default_factory=lambda: Schedule(), description="How the learning rate moves.")
-    parallelism: Parallelism = Field(default_factory=lambda: Parallelism(), description="How the processes share the work.")
+    parallelism: DataParallelism = Field(default_factory=lambda: DataParallelism(), description="How the processes share the work.")
     checkpoint: Checkpoint = Field(default_factory=lambda: Checkpoint(), description="Where the state is kept.")
     output: Output = Field(default_factory=lambda: Output(), description="What is said and drawn.")
 
@@ -78,7 +80,6 @@ class ImageClassification(Section):
     def _sense(self) -> Self:
         if self.data.source != "digits" and not self.data.path:
             raise ValueError(f"data.path is missing: source {self.data.source} needs the directory of its files")
-        if self.parallelism.tensor > 1 or self.parallelism.pipeline > 1:
-            raise ValueError(_NO_LAYOUT)
+        check_undivided(self.parallelism)
         check_layout(self.optimizer, self.parallelism)
         return self

@@ -18,6 +18,13 @@ WHOLE = (
     _MUON,
 )
 
+_UNDIVIDED = "parallelism.tensor and parallelism.pipeline must be 1 here: this model has no such layout; use ddp or fsdp"
+UNDIVIDED = (
+    "!has(self.parallelism) || (!has(self.parallelism.tensor) || self.parallelism.tensor == 1)"
+    " && (!has(self.parallelism.pipeline) || self.parallelism.pipeline == 1)",
+    _UNDIVIDED,
+)
+
 
 class Training(Section):
     """How long, in which portions, and from which seed."""
@@ -25,66 +32,50 @@ class Training(Section):
     epochs: Annotated[float, Field(gt=0, le=100_000)] = Field(
         default=10.0, description="Passes over the training data; ignored where steps is given."
     )
-    steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(default=0, description="Optimiser steps; 0 means that epochs decides.")
+    steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(default=0, description="Optimiser steps; 0: as epochs says.")
     global_batch: Annotated[int, Field(ge=1, le=1_048_576)] = Field(
-        default=64, description="Samples per optimiser step over all processes; the same whatever the number of processes is."
+        default=64, description="Samples per step over all processes, however many they are."
     )
     micro_batch: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
-        default=0, description="Most samples that one process computes at once, the rest is accumulated; 0 means its whole share."
+        default=0, description="Most samples of one pass in one process; 0: its whole share."
     )
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
-        default=0, description="Decides the initial weights, the order and the augmentation."
-    )
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Decides initial weights, order and augmentation.")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
-        default="auto", description="Of the forward pass; auto is bf16 on a GPU that has it, else fp32; fp8 needs torchao and such a GPU."
+        default="auto", description="Of the forward pass; auto: bf16 on a GPU that has it, else fp32; fp8 needs torchao."
     )
-    deterministic: bool = Field(default=False, description="Ask torch for deterministic kernels only; slower on a GPU.")
-    compile: bool = Field(default=False, description="Compile each block of the model with torch.compile.")
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="Decay of an average of the weights, used for evaluation; 0 is off."
-    )
-    evaluate_every_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(
-        default=0, description="0 means once per epoch and at the end."
-    )
+    deterministic: bool = Field(default=False, description="Deterministic kernels only; slower on a GPU.")
+    compile: bool = Field(default=False, description="torch.compile each block of the model.")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Decay of an average of the weights, to evaluate by; 0: off.")
+    evaluate_every_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(default=0, description="0: once per epoch and at the end.")
     patience: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        default=0, description="Stop after this many evaluations without a better one; 0 is off."
+        default=0, description="Stop after so many evaluations without a better one; 0: off."
     )
 
 
 class Optimizer(Section):
     """Which rule updates the weights."""
 
-    name: Literal["adamw", "sgd", "muon"] = Field(
-        default="adamw", description="muon updates matrices of hidden layers, AdamW everything else."
-    )
-    learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(
-        default=0.001, description="The highest learning rate that the schedule reaches."
-    )
+    name: Literal["adamw", "sgd", "muon"] = Field(default="adamw", description="muon: for matrices of hidden layers, AdamW for the rest.")
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(default=0.001, description="The highest of the schedule.")
     muon_learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(default=0.02, description="For the matrices, where name is muon.")
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
-        default=0.01, description="Decoupled for AdamW and Muon; matrices and kernels only."
-    )
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(default=0.01, description="Of matrices and kernels; decoupled but for SGD.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Of SGD (Nesterov) and Muon.")
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Of AdamW.")
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.999, description="Of AdamW.")
-    clip_norm: Annotated[float, Field(ge=0, le=1_000_000)] = Field(default=0.0, description="Largest norm of the gradient; 0 is off.")
+    clip_norm: Annotated[float, Field(ge=0, le=1_000_000)] = Field(default=0.0, description="Largest norm of the gradient; 0: off.")
 
 
 class Schedule(Section):
     """How the learning rate moves over the steps."""
 
     name: Literal["cosine", "wsd", "step", "constant"] = Field(
-        default="cosine", description="wsd: warm-up, stable, then a linear decay; step: times stepFactor after every stepEvery."
+        default="cosine", description="wsd: stable, then a linear decay; step: times stepFactor after each stepEvery."
     )
-    warmup: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.05, description="Fraction of all steps in which the rate rises linearly from 0."
-    )
-    decay: Annotated[float, Field(ge=0, le=1)] = Field(default=0.2, description="Fraction of all steps that wsd's decay takes.")
-    final: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="What is left of the rate at the end (cosine, wsd), as a fraction."
-    )
-    step_every: Annotated[float, Field(gt=0, le=1)] = Field(default=0.3, description="Fraction of all steps between two drops of step.")
-    step_factor: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="What a drop of step leaves of the rate.")
+    warmup: Annotated[float, Field(ge=0, le=1)] = Field(default=0.05, description="Fraction of the steps in which the rate rises from 0.")
+    decay: Annotated[float, Field(ge=0, le=1)] = Field(default=0.2, description="Fraction of the steps that wsd's decay takes.")
+    final: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="Fraction of the rate left at the end (cosine, wsd).")
+    step_every: Annotated[float, Field(gt=0, le=1)] = Field(default=0.3, description="Fraction of the steps between two drops.")
+    step_factor: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="Fraction of the rate that a drop leaves.")
 
 
 class Parallelism(Section):
@@ -94,22 +85,26 @@ class Parallelism(Section):
 
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
-        description="ddp: a whole model in each process; fsdp: weights and optimiser state sharded; auto: ddp where it fits.",
+        description="ddp: a whole model in each process; fsdp: sharded; auto: ddp where it fits.",
     )
-    tensor: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="Processes that share each matrix (language modelling only).")
-    pipeline: Annotated[int, Field(ge=1, le=64)] = Field(
-        default=1, description="Processes that share the blocks, in stages (language modelling only)."
-    )
+    tensor: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="Processes that share each matrix (language models).")
+    pipeline: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="Processes that share the blocks (language models).")
+
+
+class DataParallelism(Parallelism):
+    """How the processes share the work; the result does not depend on it."""
+
+    model_config = between()  # where the model has no other layout, tensor and pipeline are refused as such
 
 
 class Checkpoint(Section):
     """Where the state is kept, how often, and how many."""
 
     path: Annotated[str, Field(max_length=1024)] = Field(
-        default="", description="A directory or s3://bucket/prefix; empty means the job's own directory, or runs/TASK by hand."
+        default="", description="A directory or s3://bucket/prefix; empty: the job's own, by hand runs/TASK."
     )
-    every_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(default=0, description="0 means at each epoch's end and at the end.")
-    keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="How many are kept; the newest always is.")
+    every_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(default=0, description="0: at each epoch's end and at the end.")
+    keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="How many stay.")
 
 
 class Output(Section):
@@ -117,13 +112,11 @@ class Output(Section):
 
     directory: Annotated[str, Field(max_length=1024)] = Field(
         default="",
-        description="Where history, curves and the result go; empty means the checkpoint's directory, or runs/TASK where that is remote.",
+        description="Of history, curves and result; empty: the checkpoint's, where that is remote runs/TASK.",
     )
-    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=10, description="Steps between two reports of loss and throughput."
-    )
-    plots: bool = Field(default=True, description="Draw loss, metric and learning rate as PNG at each evaluation.")
-    ledger: bool = Field(default=False, description="Write which sample was used in which step, one file per process, for an audit.")
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=10, description="Steps between two reports.")
+    plots: bool = Field(default=True, description="Draw the curves as PNG at each evaluation.")
+    ledger: bool = Field(default=False, description="Write which sample was used in which step, for an audit.")
 
 
 def check_layout(optimizer: Optimizer, parallelism: Parallelism) -> None:
@@ -132,3 +125,9 @@ def check_layout(optimizer: Optimizer, parallelism: Parallelism) -> None:
         raise ValueError(_PIPELINE)
     if optimizer.name == "muon" and (parallelism.strategy == "fsdp" or parallelism.tensor > 1):
         raise ValueError(_MUON)
+
+
+def check_undivided(parallelism: Parallelism) -> None:
+    """Raises ValueError where a model that only data parallelism suits is to be divided."""
+    if parallelism.tensor > 1 or parallelism.pipeline > 1:
+        raise ValueError(_UNDIVIDED)

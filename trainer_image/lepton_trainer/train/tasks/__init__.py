@@ -15,6 +15,9 @@ from lepton_trainer.train.config import TaskConfig
 from lepton_trainer.train.data.order import Int64s
 from lepton_trainer.train.settings.image_classification import ImageClassification
 from lepton_trainer.train.settings.language_modeling import LanguageModeling
+from lepton_trainer.train.settings.recommendation import Recommendation
+from lepton_trainer.train.settings.tabular_classification import TabularClassification
+from lepton_trainer.train.settings.text_classification import TextClassification
 
 
 class Task(Protocol):
@@ -61,7 +64,13 @@ class Task(Protocol):
         """Figures of merit from the sums of `score` over the whole held-out split."""
 
 
-_ROOMS = {ImageClassification: "image_classification.ImageClassificationTask", LanguageModeling: "language_modeling.LanguageModelingTask"}
+_ROOMS: dict[type[TaskConfig], str] = {
+    ImageClassification: "image_classification.ImageClassificationTask",
+    LanguageModeling: "language_modeling.LanguageModelingTask",
+    TabularClassification: "tabular_classification.TabularClassificationTask",
+    Recommendation: "recommendation.RecommendationTask",
+    TextClassification: "text_classification.TextClassificationTask",
+}
 
 
 def build(config: TaskConfig) -> Task:
