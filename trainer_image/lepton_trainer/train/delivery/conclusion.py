@@ -88,7 +88,7 @@ def conclude(run: Run, engine: Engine, average: Average | None, journal: Journal
     tensors = whole(engine, average, group)
     if run.place.rank:
         return
-    model = models.restored(run.task.description, tensors).to(run.place.device)
+    model = models.restored(run.task.description, run.task.preprocessing, tensors).to(run.place.device)
     if looks is not None:
         try:
             looks.draw(run.task, *judging.outputs_of(model, run.task, run.place.device), run.output)
@@ -131,7 +131,7 @@ def export(run: Run, trained: nn.Module, source: dict[str, Any], storage: Storag
         raise OSError(str(error)) from None
     # What is written is what is judged: the file, loaded again. Judging comes before the encoder is written, because a task may decide
     # something there that belongs to this model, such as a threshold.
-    loaded = models.restored(best.description, load_file(folder / manifest.WEIGHTS)).to(device)
+    loaded = models.restored(best.description, task.preprocessing, load_file(folder / manifest.WEIGHTS)).to(device)
     best = judging.judge(loaded, best.description, task, device)
     (folder / manifest.ENCODER).write_text(json.dumps(task.preprocessing))
     loaded.cpu()
