@@ -86,7 +86,7 @@ def test_rows_are_answered_as_the_evaluation_did(optimised: bool, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["ngrams", "rnn", "transformer"])
 def test_texts_are_answered_as_the_evaluation_did(kind: str, tmp_path: Path) -> None:
-    words = {"grain": "wheat corn barley harvest".split(), "metal": "gold silver copper mine".split()}
+    words = {"grain": ["wheat", "corn", "barley", "harvest"], "metal": ["gold", "silver", "copper", "mine"]}
     dice = np.random.default_rng(0)
 
     def texts(count: int) -> list[dict[str, str]]:
