@@ -187,7 +187,20 @@ def test_commands_show_and_change_a_running_job(make: Make, tmp_path: Path) -> N
     job.start()
     job.until_status(lambda s: s.state == "Running", "the job runs")
     header, line = job.lepton("get", "plain").stdout.splitlines()
-    assert header.split() == ["NAME", "STATE", "WORKERS", "STEP", "PROGRESS", "LOSS", "THROUGHPUT", "ETA", "RESTARTS", "AGE"]
+    assert header.split() == [
+        "NAME",
+        "STATE",
+        "WORKERS",
+        "STEP",
+        "PROGRESS",
+        "LOSS",
+        "ROUND",
+        "METRIC",
+        "THROUGHPUT",
+        "ETA",
+        "RESTARTS",
+        "AGE",
+    ]
     assert re.match(r"plain\s+Running\s+2/2\s", line)
     assert json.loads(job.lepton("get", "plain", "-o", "json").stdout)["metadata"]["name"] == "plain"
     assert job.lepton("get").stdout.splitlines()[1].startswith("plain ")

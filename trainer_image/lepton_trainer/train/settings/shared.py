@@ -39,11 +39,11 @@ class Training(Section):
     micro_batch: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
         default=0, description="Most samples of one pass in one process; 0: its whole share."
     )
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Decides initial weights, order and augmentation.")
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(default=0, description="Decides initial weights, order, augmentation.")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
         default="auto", description="Of the forward pass; auto: bf16 on a GPU that has it, else fp32; fp8 needs torchao."
     )
-    deterministic: bool = Field(default=False, description="Deterministic kernels only; slower on a GPU.")
+    deterministic: bool = Field(default=False, description="Deterministic kernels; slower on a GPU.")
     compile: bool = Field(default=False, description="torch.compile each block of the model.")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Decay of an average of the weights, to evaluate by; 0: off.")
     evaluate_every_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(default=0, description="0: once per epoch and at the end.")
@@ -69,12 +69,12 @@ class Schedule(Section):
     """How the learning rate moves over the steps."""
 
     name: Literal["cosine", "wsd", "step", "constant"] = Field(
-        default="cosine", description="wsd: stable, then a linear decay; step: times stepFactor after each stepEvery."
+        default="cosine", description="wsd: stable, then linear decay; step: times stepFactor after each stepEvery."
     )
-    warmup: Annotated[float, Field(ge=0, le=1)] = Field(default=0.05, description="Fraction of the steps in which the rate rises from 0.")
-    decay: Annotated[float, Field(ge=0, le=1)] = Field(default=0.2, description="Fraction of the steps that wsd's decay takes.")
+    warmup: Annotated[float, Field(ge=0, le=1)] = Field(default=0.05, description="Fraction of steps in which the rate rises from 0.")
+    decay: Annotated[float, Field(ge=0, le=1)] = Field(default=0.2, description="Fraction of steps that wsd's decay takes.")
     final: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="Fraction of the rate left at the end (cosine, wsd).")
-    step_every: Annotated[float, Field(gt=0, le=1)] = Field(default=0.3, description="Fraction of the steps between two drops.")
+    step_every: Annotated[float, Field(gt=0, le=1)] = Field(default=0.3, description="Fraction of steps between two drops.")
     step_factor: Annotated[float, Field(gt=0, le=1)] = Field(default=0.1, description="Fraction of the rate that a drop leaves.")
 
 
@@ -112,11 +112,11 @@ class Output(Section):
 
     directory: Annotated[str, Field(max_length=1024)] = Field(
         default="",
-        description="Of history, curves and result; empty: the checkpoint's, where that is remote runs/TASK.",
+        description="Of history, curves, result; empty: the checkpoint's, if remote runs/TASK.",
     )
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=10, description="Steps between two reports.")
-    plots: bool = Field(default=True, description="Draw the curves as PNG at each evaluation.")
-    ledger: bool = Field(default=False, description="Write which sample was used in which step, for an audit.")
+    plots: bool = Field(default=True, description="Draw curves as PNG at each evaluation.")
+    ledger: bool = Field(default=False, description="Write which samples each step used, for an audit.")
 
 
 def check_layout(optimizer: Optimizer, parallelism: Parallelism) -> None:
