@@ -67,7 +67,8 @@ def classified(outputs: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where its tensors lie."""
-    return next(iter(model.state_dict().values())).device
+    first: Tensor = next(iter(model.state_dict().values()))
+    return first.device
 
 
 def shown(value: Any) -> str:
