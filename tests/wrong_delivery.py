@@ -24,12 +24,6 @@ def delivered(text: str) -> str:
 
 
 WRONG = (
-    (
-        "a table that is to be served",
-        "{trainer: {builtin: {tabularClassification: {}}}, serve: {}, checkpoint: {claimName: c}}",
-        "spec.serve",
-        "serve answers for imageClassification and languageModeling",
-    ),
     ("a requirement without target", "{evaluation: {metric: accuracy}}", "spec.evaluation.target", "Required value"),
     ("a requirement of nothing", evaluation("metric: '', target: 1"), "spec.evaluation.metric", "should be at least 1 chars long"),
     ("accuracy in percent", evaluation("metric: accuracy, target: 97"), "spec.evaluation.target", f"accuracy {FRACTION}"),

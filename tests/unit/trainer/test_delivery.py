@@ -110,7 +110,8 @@ def test_the_whole_model_is_exported_from_every_layout(
     for name, tensor in exported.items():
         assert torch.equal(tensor, kept.get(f"average.{name}", kept[f"model.{name}"])), name
     assert len(exported) == sum(name.startswith("model.") for name in kept)
-    models.restored(found["model"], exported)
+    encoder = json.loads((manifest.fetch(storage, found) / manifest.ENCODER).read_text())
+    models.restored(found["model"], encoder, exported)
 
 
 def test_an_export_is_made_once_and_again_when_something_else_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +219,7 @@ def test_an_optimised_model_is_smaller_is_judged_and_can_be_loaded(tmp_path: Pat
     sizes = [rows[0]["before"]["bytes"], *(row["after"]["bytes"] for row in rows)]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 10
     tensors = load_file(manifest.fetch(storage, found) / manifest.WEIGHTS)
-    model = models.restored(found["model"], tensors)
+    model = models.restored(found["model"], {}, tensors)
     assert tensors["blocks.0.conv1.weight"].dtype == torch.int8 and model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 

@@ -15,7 +15,7 @@ from lepton_trainer.train.config import parse
 from lepton_trainer.train.data import ratings
 from lepton_trainer.train.data.ratings import Encoder, Known
 from lepton_trainer.train.errors import UserError
-from lepton_trainer.train.tasks.recommendation import RecommendationTask, describe
+from lepton_trainer.train.tasks.recommendation import RecommendationTask
 
 USERS, ITEMS = 60, 40
 
@@ -185,7 +185,7 @@ def test_the_encoder_comes_back_from_json_and_makes_the_same_model(tmp_path: Pat
     assert (encoder.users[users[0] - 1], users[1], users[2], items[2]) == ("u3", 0, 0, 0)
     torch.manual_seed(0)
     first = found.model()
-    second = models.build(json.loads(json.dumps(describe(found.config.model, encoder))))
+    second = models.build(json.loads(json.dumps(found.description)), document)
     second.load_state_dict(first.state_dict())
     rows = found.test_batch(0, 20)[0]
     assert torch.equal(first(rows), second(rows))

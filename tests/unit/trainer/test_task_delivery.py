@@ -40,6 +40,8 @@ def test_a_model_comes_back_from_its_files_with_the_figures_of_its_evaluation(
     assert all((tmp_path / "run" / picture).stat().st_size > 0 for picture in pictures)
     exported = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
     again = tasks.build(config)
-    model = models.restored(exported["model"], load_file(tmp_path / "run" / "model" / exported["version"] / "model.safetensors"))
+    files = tmp_path / "run" / "model" / exported["version"]
+    encoder = json.loads((files / "preprocessing.json").read_text())
+    model = models.restored(exported["model"], encoder, load_file(files / "model.safetensors"))
     found = judging.judge(model.eval(), exported["model"], again, torch.device("cpu")).figures
     assert found == pytest.approx(figures, rel=1e-5) and exported["metrics"] == pytest.approx(figures)

@@ -224,7 +224,7 @@ def test_a_text_is_judged_alone_as_among_longer_ones(tmp_path: Path, kind: str) 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_the_recurrent_model_sees_the_order_from_both_ends(cell: str) -> None:
     torch.manual_seed(1)
-    model = models.build({"kind": "recurrent", "vocabulary": 9, "classes": 2, "width": 8, "layers": 1, "cell": cell})
+    model = models.build({"kind": "recurrent", "vocabulary": 9, "classes": 2, "width": 8, "layers": 1, "cell": cell}, {})
     onward, back = model(torch.tensor([[2, 3, 4, 5, 0]])), model(torch.tensor([[5, 4, 3, 2, 0]]))
     assert not torch.allclose(onward, back, atol=1e-4)
     for name, parameter in model.named_parameters():

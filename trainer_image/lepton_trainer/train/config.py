@@ -82,7 +82,13 @@ def assignment(document: object, where: str = "the configuration") -> Assignment
     if delivery.optimise is not None and delivery.export is None:
         delivery = replace(delivery, export=Export())
     task = found[named[0]]
-    return Assignment(applied(task, delivery.round) if delivery.round else task, delivery)
+    if delivery.round is None:
+        return Assignment(task, delivery)
+    try:
+        return Assignment(applied(task, delivery.round), delivery)
+    except ValidationError as error:
+        lines = [_explain(type(task), named[0], item) for item in error.errors(include_url=False)]
+        raise UserError("; ".join(lines), where=f"{where}, as round {delivery.round.number} changes it") from None
 
 
 def load(path: Path) -> Assignment:

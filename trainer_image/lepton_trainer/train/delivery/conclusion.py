@@ -7,7 +7,6 @@ it twice.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lepton_trainer.train import models
+from lepton_trainer.train import looks, models
 from lepton_trainer.train.config import TaskConfig, name_of
 from lepton_trainer.train.delivery import card, formats, judging, manifest
 from lepton_trainer.train.delivery.judging import Candidate
@@ -82,14 +81,13 @@ def conclude(run: Run, engine: Engine, average: Average | None, journal: Journal
     Raises:
         UserError, Unreachable: the model could not be written; `ExportFailed` says so, too.
     """
-    looks = _looks() if run.config.output.plots else None
-    if looks is None and run.delivery.export is None:
+    if not run.config.output.plots and run.delivery.export is None:
         return
     tensors = whole(engine, average, group)
     if run.place.rank:
         return
-    model = models.restored(run.task.description, tensors).to(run.place.device)
-    if looks is not None:
+    model = models.restored(run.task.description, run.task.preprocessing, tensors).to(run.place.device)
+    if run.config.output.plots:
         try:
             looks.draw(run.task, *judging.outputs_of(model, run.task, run.place.device), run.output)
         except Exception as error:  # pictures cost a line, never the run
@@ -131,7 +129,7 @@ def export(run: Run, trained: nn.Module, source: dict[str, Any], storage: Storag
         raise OSError(str(error)) from None
     # What is written is what is judged: the file, loaded again. Judging comes before the encoder is written, because a task may decide
     # something there that belongs to this model, such as a threshold.
-    loaded = models.restored(best.description, load_file(folder / manifest.WEIGHTS)).to(device)
+    loaded = models.restored(best.description, task.preprocessing, load_file(folder / manifest.WEIGHTS)).to(device)
     best = judging.judge(loaded, best.description, task, device)
     (folder / manifest.ENCODER).write_text(json.dumps(task.preprocessing))
     loaded.cpu()
@@ -209,11 +207,3 @@ def _unwritten(target: str, error: Exception) -> Exception:
         what = error.strerror or str(error)
         return UserError(f"the model cannot be written: {what}", where=target, instead=f"Write another export.path; {KEPT}")
     return error
-
-
-def _looks() -> Any:
-    """The room that draws an evaluation, where it is there."""
-    try:
-        return importlib.import_module("lepton_trainer.train.looks")
-    except ModuleNotFoundError:
-        return None

@@ -50,11 +50,18 @@ def write(kind: Format, model: nn.Module, task: Task, folder: Path) -> dict[str,
 
 
 def _torch_export(model: nn.Module, inputs: Tensor, file: Path) -> Tensor:
-    program = torch.export.export(model, (inputs[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    program = torch.export.export(model, (inputs[:2],), dynamic_shapes=_free(inputs))
     torch.export.save(program, file)
     with torch.inference_mode():
         found: Tensor = torch.export.load(file).module()(inputs)
     return found.float()
+
+
+def _free(inputs: Tensor) -> tuple[dict[int, Any]]:
+    """Which sizes may be others than in the example: how many samples, and of words and candidates how long each is."""
+    if inputs.is_floating_point():
+        return ({0: torch.export.Dim("batch", min=1)},)
+    return (dict.fromkeys(range(inputs.dim()), torch.export.Dim.AUTO),)
 
 
 def _onnx(model: nn.Module, inputs: Tensor, file: Path) -> Tensor:
@@ -69,7 +76,7 @@ def _onnx(model: nn.Module, inputs: Tensor, file: Path) -> Tensor:
         external_data=False,
         input_names=["inputs"],
         output_names=["outputs"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        dynamic_shapes=_free(inputs),
         verbose=False,
     )
     options = onnxruntime.SessionOptions()

@@ -123,7 +123,7 @@ def quantise(before: Candidate, work: Work) -> Candidate:
     tensors = {name: t for name, t in before.model.state_dict().items() if name.removesuffix(".weight") not in weights}
     for name, (whole, scale) in weights.items():
         tensors[f"{name}.weight"], tensors[f"{name}.scale"] = whole, scale
-    return judge(models.restored(description, tensors).to(work.device), description, work.task, work.device)
+    return judge(models.restored(description, work.task.preprocessing, tensors).to(work.device), description, work.task, work.device)
 
 
 def _quantised(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
 """Plain modules: no process group, no mesh, no sharding in any of them. Parallelism is applied from outside, by `parallel.py`.
 
-`build` makes one from its description, which is plain JSON: what a task trains and what a server loads are the same code.
+`build` makes one from its description and the encoder, both plain JSON: what a task trains and what a server loads are the same code.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
-def build(description: Mapping[str, Any]) -> nn.Module:
-    """The module that `description` (`Task.description`) names, newly initialised.
+def build(description: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> nn.Module:
+    """The module that `description` (`Task.description`) names, newly initialised, for what `Task.preprocessing` makes of the data.
 
     Raises:
         ValueError: it names a kind that this version does not know.
@@ -33,28 +32,23 @@ def build(description: Mapping[str, Any]) -> nn.Module:
         kinds: dict[str, type[nn.Module]] = {"ngrams": NGrams, "recurrent": Recurrent, "textEncoder": TextEncoder}
         return kinds[description["kind"]](**sizes)
     if description["kind"] == "tabular":
-        from lepton_trainer.train.models.tabular import TabularNet
+        from lepton_trainer.train.models import tabular
 
-        return TabularNet(**sizes)
-    if description["kind"] == "factorization":
-        from lepton_trainer.train.models.recommender import Factorization
+        return tabular.fitting(preprocessing, **sizes)
+    if description["kind"] in ("factorization", "dlrm"):
+        from lepton_trainer.train.models import recommender
 
-        return Factorization(**sizes)
-    if description["kind"] == "dlrm":
-        from lepton_trainer.train.models.recommender import Dlrm
-
-        users, items = _table(sizes.pop("user_table")), _table(sizes.pop("item_table"))
-        return Dlrm(**sizes, user_table=users, item_table=items)
+        return recommender.fitting(preprocessing, description["kind"], **sizes)
     raise ValueError(f"a model of kind {description['kind']!r} is unknown here")
 
 
-def restored(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+def restored(description: Mapping[str, Any], preprocessing: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     """The module with these weights, in evaluation mode. Where pruning has made a layer narrower, the weights' shapes are believed.
 
     Raises:
         ValueError: a tensor is missing, is left over, or has another number of dimensions.
     """
-    model = build(description)
+    model = build(description, preprocessing)
     if description.get("int8"):
         from lepton_trainer.train.models import int8
 
@@ -84,13 +78,3 @@ def place(model: nn.Module, name: str, tensor: Tensor) -> None:
         module.out_channels, module.in_channels = tensor.shape[:2]
     elif isinstance(module, nn.BatchNorm2d) and leaf == "running_mean":
         module.num_features = len(tensor)
-
-
-def _table(places: list[list[list[int]]]) -> Tensor:
-    """[rows, columns, values]; where nothing is known of a row there are no columns."""
-    columns = len(places[0])
-    return (
-        torch.tensor(places, dtype=torch.long).reshape(len(places), columns, -1)
-        if columns
-        else torch.zeros(len(places), 0, 1, dtype=torch.long)
-    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lepton_trainer.train.models import place
+from lepton_trainer.train.models import place, tabular
 from lepton_trainer.train.models.resnet import ResidualBlock
 from lepton_trainer.train.models.transformer import FeedForward
 
@@ -34,6 +34,8 @@ def groups(model: nn.Module) -> Iterator[Group]:
             yield Group((f"{name}.conv1.weight", *norm), f"{name}.conv2.weight")
         elif isinstance(module, FeedForward):
             yield Group((f"{name}.gate.weight", f"{name}.up.weight"), f"{name}.down.weight")
+        elif isinstance(module, tabular.Block):
+            yield Group((f"{name}.up.weight", f"{name}.up.bias"), f"{name}.down.weight")
 
 
 @torch.no_grad()

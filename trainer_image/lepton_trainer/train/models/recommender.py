@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lepton_trainer.train.data.ratings import Encoder
 
 _FIRST = 0.05
 """Standard deviation of the vectors at the beginning: the biases are learnt first."""
@@ -84,3 +89,18 @@ class Dlrm(Factorization):
             x = F.relu(block(x))
         score: Tensor = self.product(user, items) + self.head(x).squeeze(-1)
         return score
+
+
+def fitting(preprocessing: Mapping[str, Any], kind: str, factors: int, width: int) -> nn.Module:
+    """The model for the users and items that the encoder of `preprocessing` knows."""
+    encoder = Encoder.from_json(preprocessing["encoder"])
+    users, items = len(encoder.users) + 1, len(encoder.items) + 1
+    if kind == "factorization":
+        return Factorization(users, items, factors, encoder.mean)
+    tables = [
+        torch.tensor(places, dtype=torch.long).reshape(len(places), len(known), -1)
+        if known
+        else torch.zeros(len(places), 0, 1, dtype=torch.long)
+        for places, known in ((encoder.user_table, encoder.known_of_users), (encoder.item_table, encoder.known_of_items))
+    ]
+    return Dlrm(users, items, factors, encoder.mean, tables[0], tables[1], encoder.values, width)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lepton_trainer.train.data.encoding import Encoder
 
 _FAR = 6.0
 """Standard deviations beyond which a number counts as so far: one absurd value decides nothing."""
@@ -99,3 +102,11 @@ class TabularNet(nn.Module):
             x = block(x)
         logits: Tensor = self.head(F.relu(self.norm(x)))
         return logits
+
+
+def fitting(preprocessing: Mapping[str, Any], width: int, blocks: int, embedding: int) -> TabularNet:
+    """The network for the rows that the encoder of `preprocessing` makes, and its classes."""
+    encoder = Encoder.from_json(preprocessing["encoder"])
+    sizes = [len(column.values) + 2 for column in encoder.categories]
+    edges = [column.edges for column in encoder.numbers]
+    return TabularNet(edges, encoder.marks, sizes, len(preprocessing["labels"]), width, blocks, embedding)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Refused(Exception):
@@ -35,7 +36,13 @@ class Adapter(Protocol):
         """An instance that `read` takes."""
 
 
-_ROOMS = {"image-classification": "images.Images", "language-modeling": "completions.Completions"}
+_ROOMS = {
+    "image-classification": "images.Images",
+    "language-modeling": "completions.Completions",
+    "tabular-classification": "rows.Rows",
+    "text-classification": "texts.Texts",
+    "recommendation": "recommendations.Recommendations",
+}
 
 
 def adapter(task: str, preprocessing: Mapping[str, Any]) -> Adapter:
@@ -47,6 +54,21 @@ def adapter(task: str, preprocessing: Mapping[str, Any]) -> Adapter:
     room, name = _ROOMS[task].split(".")
     make: Callable[[Mapping[str, Any]], Adapter] = getattr(import_module(f"lepton_trainer.train.serving.{room}"), name)
     return make(preprocessing)
+
+
+def classified(outputs: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The answers to logits [n, classes]: the likeliest class, and how likely all are."""
+    chances = outputs.float().softmax(dim=1).cpu()
+    return [
+        {"label": labels[index], "index": index, "probability": row[index], "probabilities": row}
+        for index, row in zip(outputs.argmax(dim=1).tolist(), chances.tolist(), strict=True)
+    ]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its tensors lie."""
+    first: Tensor = next(iter(model.state_dict().values()))
+    return first.device
 
 
 def shown(value: Any) -> str:

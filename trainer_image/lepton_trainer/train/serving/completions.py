@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lepton_trainer.train.data.text import Encoder
-from lepton_trainer.train.serving.adapters import Refused, shown
+from lepton_trainer.train.serving.adapters import Refused, device_of, shown
 
 MOST = 1024
 """Tokens of one answer."""
@@ -84,7 +84,7 @@ class Completions:
 
     def answer(self, model: nn.Module, items: Sequence[Wish]) -> list[dict[str, Any]]:
         going = list(items)
-        device = next(model.parameters()).device
+        device = device_of(model)
         while going:
             windows = [(wish.tokens + wish.made)[-self.encoder.context :] for wish in going]
             longest = max(map(len, windows))

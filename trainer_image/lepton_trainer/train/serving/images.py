@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lepton_trainer.train.data.images import Array, Encoder, pixels_of
-from lepton_trainer.train.serving.adapters import Refused, shown
+from lepton_trainer.train.serving.adapters import Refused, classified, device_of, shown
 
 LARGEST = 64_000_000
 """Pixels of a picture file: one that says it has more is not unpacked."""
@@ -72,14 +72,7 @@ class Images:
             raise Refused("image is no whole picture file") from None
 
     def answer(self, model: nn.Module, items: Sequence[Array]) -> list[dict[str, Any]]:
-        device = next(model.buffers()).device
-        outputs = model(self.encoder(torch.from_numpy(np.stack(items))).to(device))
-        chances = outputs.float().softmax(dim=1).cpu()
-        labels = self.encoder.labels
-        return [
-            {"label": labels[index], "index": index, "probability": row[index], "probabilities": row}
-            for index, row in zip(outputs.argmax(dim=1).tolist(), chances.tolist(), strict=True)
-        ]
+        return classified(model(self.encoder(torch.from_numpy(np.stack(items))).to(device_of(model))), self.encoder.labels)
 
     def example(self) -> Any:
         channels, height, width = self.encoder.shape

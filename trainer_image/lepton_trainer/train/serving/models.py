@@ -62,10 +62,11 @@ def load(storage: Storage, document: dict[str, Any], device: torch.device) -> Se
     """
     folder = manifest.fetch(storage, document)
     try:
-        chosen = adapter(document["task"], json.loads((folder / manifest.ENCODER).read_text()))
+        preprocessing = json.loads((folder / manifest.ENCODER).read_text())
+        chosen = adapter(document["task"], preprocessing)
         # Read and not mapped: a file that is changed under a mapping would end the process.
         tensors = safetensors.torch.load((folder / manifest.WEIGHTS).read_bytes())
-        model = models.restored(document["model"], tensors)
+        model = models.restored(document["model"], preprocessing, tensors)
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"this version cannot serve the model ({error})", where=storage.where, instead="Use the trainer image that exported it"

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from lepton_trainer.train.settings.section import Section
 
@@ -103,7 +103,10 @@ def narrower(task: Model, factor: float) -> Model | None:
     if not changed or all(document["model"][name] == value for name, value in changed.items()):
         return None
     document["model"] |= changed
-    return type(task).model_validate(document)
+    try:
+        return type(task).model_validate(document)
+    except ValidationError:  # a rule of the task says that this is too small
+        return None
 
 
 def _widened(section: type[BaseModel], values: dict[str, Any], factor: float) -> dict[str, Any]:

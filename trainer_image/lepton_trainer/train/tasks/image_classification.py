@@ -47,7 +47,7 @@ class ImageClassificationTask:
             self.notes.append(f"no training image of class {', '.join(data.classes[i] for i in missing)}")
 
     def model(self) -> nn.Module:
-        return models.build(self.description)
+        return models.build(self.description, self.preprocessing)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         inputs = torch.from_numpy(self.data.train_images[indices]).float()

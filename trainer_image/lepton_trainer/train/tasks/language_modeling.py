@@ -46,7 +46,7 @@ class LanguageModelingTask:
         self.notes = [f"{count} files left out: {reason}" for reason, count in data.rejected.items()]
 
     def model(self) -> nn.Module:
-        return models.build(self.description)
+        return models.build(self.description, self.preprocessing)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         return self._windows(self.data.train, indices)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lepton_trainer.train import models
 from lepton_trainer.train.data import ratings
 from lepton_trainer.train.data.order import Int64s, keyed
-from lepton_trainer.train.data.ratings import TOP, Encoder
-from lepton_trainer.train.settings.recommendation import Recommendation, Recommender
+from lepton_trainer.train.data.ratings import TOP
+from lepton_trainer.train.settings.recommendation import Recommendation
 
 _STREAM = 0x4E6  # keeps the draw of negatives apart from the order's, which comes from the same seed
 _TRIES = 4
@@ -36,19 +36,19 @@ class RecommendationTask:
         self.size, self.test_size = len(data.train), len(data.held)
         self.taken = np.unique(data.train[:, 0] * self._items + data.train[:, 1])
         self.identity: dict[str, Any] = {"model": config.model.model_dump(), "objective": config.objective, "data": data.key}
-        self.description: dict[str, Any] = describe(config.model, data.encoder)
+        self.preprocessing: dict[str, Any] = {"encoder": data.encoder.to_json(), "objective": config.objective}
+        self.description: dict[str, Any] = config.model.model_dump()
         scored = 1 + config.negatives if self.ranks else 1
         matrices = sum(module.weight.numel() for module in self.model().modules() if isinstance(module, nn.Linear))
         self.flops = 6.0 * scored * (matrices + config.model.factors)
         self.notes = [*data.notes, *(f"{count} rows left out: {reason}" for reason, count in data.rejected.items())]
-        self.preprocessing: dict[str, Any] = {"encoder": data.encoder.to_json(), "objective": config.objective}
 
     @property
     def _items(self) -> int:
         return len(self.data.encoder.items) + 1
 
     def model(self) -> nn.Module:
-        return models.build(self.description)
+        return models.build(self.description, self.preprocessing)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         pairs = np.array(self.data.train[indices])
@@ -99,18 +99,3 @@ class RecommendationTask:
         if self.ranks:
             return {"test_loss": loss, "hit_rate_at_10": first, "ndcg_at_10": second}
         return {"test_loss": loss, "rmse": math.sqrt(first), "mae": second}
-
-
-def describe(shape: Recommender, encoder: Encoder) -> dict[str, Any]:
-    """The model for the users and items that `encoder` knows, as JSON; place 0 is for those that it does not."""
-    sizes: dict[str, Any] = {
-        "kind": shape.kind,
-        "users": len(encoder.users) + 1,
-        "items": len(encoder.items) + 1,
-        "factors": shape.factors,
-        "mean": float(encoder.mean),
-    }
-    if shape.kind == "factorization":
-        return sizes
-    tables = {"user_table": encoder.user_table, "item_table": encoder.item_table}
-    return {**sizes, **tables, "values": encoder.values, "width": shape.width}

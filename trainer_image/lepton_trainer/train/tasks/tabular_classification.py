@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from lepton_trainer.train import histograms, models
 from lepton_trainer.train.data import tabular
-from lepton_trainer.train.data.encoding import Encoder
 from lepton_trainer.train.data.order import Int64s, keyed, uniform
 from lepton_trainer.train.errors import UserError
-from lepton_trainer.train.settings.tabular_classification import TabularClassification, TabularNetwork
+from lepton_trainer.train.settings.tabular_classification import TabularClassification
 
 _STREAM = 0x5A9  # keeps the numbers of the augmentation apart from the order's, which come from the same seed
 
@@ -47,16 +46,16 @@ class TabularClassificationTask:
         weights = len(data.train_classes) / np.maximum(counts, 1) / len(data.classes)
         self.weights = torch.tensor(weights if config.class_weights == "balanced" else np.ones(len(weights)), dtype=torch.float32)
         self.identity: dict[str, Any] = {"model": config.model.model_dump(), "classes": data.classes, "data": data.key}
-        self.description: dict[str, Any] = describe(config.model, data.encoder, len(data.classes))
-        self.flops = 6.0 * sum(module.weight.numel() for module in self.model().modules() if isinstance(module, nn.Linear))
-        self.notes = [*data.notes, *(f"{count} rows left out: {reason}" for reason, count in data.rejected.items())]
-        self.preprocessing: dict[str, Any] = {"encoder": data.encoder.to_json(), "classes": data.classes}
+        self.preprocessing: dict[str, Any] = {"encoder": data.encoder.to_json(), "labels": data.classes}
         if data.positive is not None:
             threshold = decision.false_alarm / (decision.false_alarm + decision.miss)
             self.preprocessing |= {"positive": data.positive, "threshold": threshold}
+        self.description: dict[str, Any] = {"kind": "tabular", **config.model.model_dump()}
+        self.flops = 6.0 * sum(module.weight.numel() for module in self.model().modules() if isinstance(module, nn.Linear))
+        self.notes = [*data.notes, *(f"{count} rows left out: {reason}" for reason, count in data.rejected.items())]
 
     def model(self) -> nn.Module:
-        return models.build(self.description)
+        return models.build(self.description, self.preprocessing)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         rows = np.array(self.data.train_rows[indices])
@@ -129,20 +128,6 @@ class TabularClassificationTask:
             "cost": float((false_alarms * decision.false_alarm + missed * decision.miss) / total),
             "threshold": self.preprocessing["threshold"],
         }
-
-
-def describe(shape: TabularNetwork, encoder: Encoder, classes: int) -> dict[str, Any]:
-    """The network for the rows that `encoder` makes, as JSON."""
-    return {
-        "kind": "tabular",
-        "edges": [list(map(float, column.edges)) for column in encoder.numbers],
-        "marks": encoder.marks,
-        "categories": [len(column.values) + 2 for column in encoder.categories],
-        "classes": classes,
-        "width": shape.width,
-        "blocks": shape.blocks,
-        "embedding": shape.embedding,
-    }
 
 
 def log_odds(logits: Tensor, kind: int) -> Tensor:

@@ -31,6 +31,7 @@ class TextClassificationTask:
         self.labels = data.encoder.labels
         self.size, self.test_size = len(data.train), len(data.test)
         self.sums = 1 + 3 * len(self.labels)
+        self.preprocessing: dict[str, Any] = data.encoder.to_json()
         self.description: dict[str, Any] = _description(config.model, data.encoder)
         length = data.train.values.shape[-1] / self.size
         self.tokens = round(length) if data.encoder.ordered else 0
@@ -40,10 +41,9 @@ class TextClassificationTask:
         missing = sorted(set(range(len(self.labels))) - set(np.unique(data.test_classes).tolist()))
         if missing:
             self.notes.append(f"no test text of class {', '.join(self.labels[i] for i in missing)}")
-        self.preprocessing: dict[str, Any] = data.encoder.to_json()
 
     def model(self) -> nn.Module:
-        return models.build(self.description)
+        return models.build(self.description, self.preprocessing)
 
     def batch(self, epochs: Int64s, indices: Int64s) -> tuple[Tensor, Tensor]:
         inputs = self.data.encoder.batch([self.data.train[index] for index in indices])
