@@ -33,7 +33,8 @@ class Rows:
         unknown = sorted(instance.keys() - self.names)
         if unknown:
             raise Refused(f"found the column {shown(unknown[0])}, which the model does not know")
-        if all(is_missing(value) for value in instance.values()):
+        # A row that says of each column that it is empty is one, as in evaluation; a request without any value is a mistake.
+        if instance.keys() != self.names and all(is_missing(value) for value in instance.values()):
             raise Refused("found no value at all")
         for name, value in instance.items():
             if isinstance(value, dict | list):
